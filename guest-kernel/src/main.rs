@@ -1,0 +1,3 @@
+#![cfg_attr(sentry_image, no_std, no_main)]
+#[cfg(not(sentry_image))]
+fn main() {}

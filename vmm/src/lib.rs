@@ -1,0 +1,3 @@
+//! The virtual machine monitor: what runs the sentry, without knowing what the sentry does.
+pub mod memory;
+pub mod vcpu;
