@@ -23,7 +23,8 @@ pub trait Vm: Send + Sync {
     fn raise_irq(&self, cpu: u32, irq: u32) -> Result<()>;
 
     /// Places `len` bytes of `file` from `offset` at `window_offset` (all page aligned); `writable` maps shared and writable.
-    fn window_map(&self, window_offset: u64, file: BorrowedFd<'_>, offset: u64, len: u64, writable: bool) -> Result<()>;
+    fn window_map(&self, window_offset: u64, file: BorrowedFd<'_>, offset: u64, len: u64, writable: bool)
+    -> Result<()>;
 
     /// Puts zero pages back and removes every translation of the range.
     fn window_unmap(&self, window_offset: u64, len: u64) -> Result<()>;
@@ -48,10 +49,22 @@ pub trait Vcpu {
 /// Why [`Vcpu::run`] returned.
 #[derive(Debug)]
 pub enum Exit<'a> {
-    MmioRead { addr: u64, data: &'a mut [u8] },
-    MmioWrite { addr: u64, data: &'a [u8] },
-    PioRead { port: u16, data: &'a mut [u8] },
-    PioWrite { port: u16, data: &'a [u8] },
+    MmioRead {
+        addr: u64,
+        data: &'a mut [u8],
+    },
+    MmioWrite {
+        addr: u64,
+        data: &'a [u8],
+    },
+    PioRead {
+        port: u16,
+        data: &'a mut [u8],
+    },
+    PioWrite {
+        port: u16,
+        data: &'a [u8],
+    },
     /// A kick from [`Kick::kick`], or a signal.
     Interrupted,
     /// The sentry cannot go on (triple fault, internal error of KVM, fatal signal in sentry code): the text says why.

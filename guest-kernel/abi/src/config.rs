@@ -107,9 +107,18 @@ pub struct Mount {
 pub enum MountSource {
     /// Directory or file number `index` that the gofer has opened. `exclusive`: nobody else changes it, caches never go stale.
     /// `overlay`: writes stay in memory.
-    Gofer { index: u32, exclusive: bool, overlay: bool },
+    Gofer {
+        index: u32,
+        exclusive: bool,
+        overlay: bool,
+    },
     /// `size` 0: half of memory. `mode` 0: 01777.
-    Tmpfs { size: u64, mode: u32, uid: u32, gid: u32 },
+    Tmpfs {
+        size: u64,
+        mode: u32,
+        uid: u32,
+        gid: u32,
+    },
     Proc,
     Sysfs,
     /// The container's /dev: null, zero, full, random, urandom, tty, console, pts, shm, mqueue.
