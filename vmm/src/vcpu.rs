@@ -1,7 +1,7 @@
 //! The seam between the VMM and what executes the sentry. Two implementations exist: `kvm::KvmVm` in this crate and
 //! `ptrace_fallback::PtraceVm`. Everything above is written once against these traits.
 
-use std::{os::fd::BorrowedFd, sync::Arc};
+use std::{os::fd::OwnedFd, sync::Arc};
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -23,8 +23,7 @@ pub trait Vm: Send + Sync {
     fn raise_irq(&self, cpu: u32, irq: u32) -> Result<()>;
 
     /// Places `len` bytes of `file` from `offset` at `window_offset` (all page aligned); `writable` maps shared and writable.
-    fn window_map(&self, window_offset: u64, file: BorrowedFd<'_>, offset: u64, len: u64, writable: bool)
-    -> Result<()>;
+    fn window_map(&self, window_offset: u64, file: &Arc<OwnedFd>, offset: u64, len: u64, writable: bool) -> Result<()>;
 
     /// Puts zero pages back and removes every translation of the range.
     fn window_unmap(&self, window_offset: u64, len: u64) -> Result<()>;
