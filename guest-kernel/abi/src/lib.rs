@@ -9,9 +9,13 @@ extern crate alloc;
 
 pub mod boot;
 pub mod config;
+pub mod console;
 pub mod context;
+pub mod control;
 pub mod counters;
+pub mod fuse;
 pub mod hostcall;
 pub mod irq;
 pub mod layout;
 pub mod para;
+pub mod virtio;

@@ -1,0 +1,154 @@
+//! The VMM's side of the control socket: one thread accepts, one serves each connection.
+
+use std::{
+    os::{
+        fd::AsFd,
+        unix::net::{UnixListener, UnixStream},
+    },
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use anyhow::{Context, Result};
+
+use super::{
+    client::short_path,
+    protocol::{PROTOCOL_VERSION, Reply, Request, receive, send},
+};
+
+/// Connections served at a time; each has a thread.
+const MAX_CONNECTIONS: usize = 64;
+
+/// What answers requests. Called from several threads; `Wait` may block its caller.
+pub trait Handler: Send + Sync {
+    fn handle(&self, request: Request) -> Reply;
+}
+
+pub struct Server {
+    listener: UnixListener,
+}
+
+impl Server {
+    /// Listens at `path`, which may be longer than a socket address holds.
+    pub fn bind(path: &Path) -> Result<Server> {
+        let (_dir, short) = short_path(path).with_context(|| format!("control socket {}", path.display()))?;
+        let listener =
+            UnixListener::bind(short).with_context(|| format!("listening on control socket {}", path.display()))?;
+        Ok(Server { listener })
+    }
+
+    pub fn from_listener(listener: UnixListener) -> Server {
+        Server { listener }
+    }
+
+    /// Serves for the rest of the process's life, on threads of its own.
+    pub fn spawn(self, handler: Arc<dyn Handler>) -> Result<()> {
+        std::thread::Builder::new()
+            .name("control".into())
+            .stack_size(128 << 10)
+            .spawn(move || self.accept(handler))
+            .context("control thread")?;
+        Ok(())
+    }
+
+    fn accept(self, handler: Arc<dyn Handler>) {
+        let connections = Arc::new(AtomicUsize::new(0));
+        loop {
+            let stream = match self.listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    log::warn!("control socket: accept: {error}");
+                    // Out of descriptors, most likely: do not spin on it.
+                    std::thread::sleep(std::time::Duration::from_millis(50));
+                    continue;
+                }
+            };
+            if !peer_allowed(&stream) || connections.load(Ordering::Relaxed) >= MAX_CONNECTIONS {
+                continue;
+            }
+            connections.fetch_add(1, Ordering::Relaxed);
+            let (handler, count) = (handler.clone(), connections.clone());
+            let spawned = std::thread::Builder::new().name("control".into()).stack_size(256 << 10).spawn(move || {
+                if let Err(error) = serve(stream, &*handler) {
+                    log::debug!("control connection: {error}");
+                }
+                count.fetch_sub(1, Ordering::Relaxed);
+            });
+            if spawned.is_err() {
+                connections.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// Only root and the user the sandbox runs as may control it.
+fn peer_allowed(stream: &UnixStream) -> bool {
+    match rustix::net::sockopt::socket_peercred(stream.as_fd()) {
+        Ok(peer) if peer.uid.is_root() || peer.uid == rustix::process::geteuid() => true,
+        Ok(peer) => {
+            log::warn!("control socket: refused process {:?} of user {:?}", peer.pid, peer.uid);
+            false
+        }
+        Err(error) => {
+            log::warn!("control socket: peer credentials: {error}");
+            false
+        }
+    }
+}
+
+fn serve(mut stream: UnixStream, handler: &dyn Handler) -> std::io::Result<()> {
+    let mut greeted = false;
+    while let Some(request) = receive(&mut stream)? {
+        let reply = match request {
+            Request::Hello { version } => {
+                greeted = true;
+                Reply::Hello { version: version.min(PROTOCOL_VERSION) }
+            }
+            _ if !greeted => Reply::error(libc::EPROTO, "the first control request must be hello"),
+            request => handler.handle(request),
+        };
+        send(&mut stream, &reply)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::Client, *};
+
+    struct Fake;
+    impl Handler for Fake {
+        fn handle(&self, request: Request) -> Reply {
+            match request {
+                Request::Wait { container } if container == "c" => Reply::Exited { status: 0x100 },
+                Request::Signal { .. } => Reply::error(libc::ESRCH, "no such process"),
+                _ => Reply::Done,
+            }
+        }
+    }
+
+    #[test]
+    fn a_client_drives_a_server_at_a_long_path() {
+        let dir = std::env::temp_dir().join(format!("runsc-control-{}-{}", std::process::id(), "x".repeat(150)));
+        std::fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("control.sock");
+        Server::bind(&path).unwrap().spawn(Arc::new(Fake)).unwrap();
+        let mut client = Client::connect(&path).unwrap();
+        assert_eq!(client.wait("c").unwrap(), 0x100);
+        let error = client.signal("c", super::super::SignalTarget::Init, 9).unwrap_err();
+        assert_eq!(error.downcast_ref::<std::io::Error>().unwrap().raw_os_error(), Some(libc::ESRCH));
+        client.shutdown().unwrap();
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn nothing_is_served_before_hello() {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        std::thread::spawn(move || serve(theirs, &Fake));
+        send(&mut ours, &Request::Shutdown).unwrap();
+        assert!(matches!(receive(&mut ours).unwrap(), Some(Reply::Error { errno: libc::EPROTO, .. })));
+    }
+}
