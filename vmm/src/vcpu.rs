@@ -7,8 +7,23 @@ use vmm_sys_util::eventfd::EventFd;
 
 pub type Result<T> = anyhow::Result<T>;
 
+/// What the boot parameters say about the backend.
+#[derive(Clone, Copy, Debug)]
+pub struct Platform {
+    pub backend: sentry_abi::boot::Backend,
+    /// Virtual address at which the sentry sees guest-physical address 0.
+    pub direct_base: u64,
+    /// See `sentry_abi::boot::BootParams`; 0 where the backend has none.
+    pub para_entry: u64,
+    pub boot_root: u64,
+    /// Extended state that applications may use ([`crate::xstate`]).
+    pub xstate: crate::xstate::Xstate,
+}
+
 /// A virtual machine: memory is in place when it is made, vCPUs are made from it.
 pub trait Vm: Send + Sync {
+    fn platform(&self) -> Platform;
+
     /// Makes vCPU `index`. It starts at `entry.rip` with the arguments of `sentry_abi::boot` when first run. Called on the
     /// thread that will run it.
     fn create_vcpu(&self, index: u32, entry: Entry) -> Result<Box<dyn Vcpu>>;
