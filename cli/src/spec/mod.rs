@@ -1,0 +1,7 @@
+//! OCI bundles: config.json read, checked field by field, and translated into what the sandbox is told.
+pub mod bundle;
+mod fields;
+pub mod mounts;
+pub mod names;
+pub mod template;
+pub mod translate;

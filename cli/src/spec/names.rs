@@ -1,0 +1,132 @@
+//! Names of capabilities, limits and mount options as numbers of the kernel's headers.
+
+use oci_spec::runtime::{Capability, PosixRlimitType};
+
+/// By number, from <linux/capability.h>.
+const CAPABILITIES: [&str; 41] = [
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "DAC_READ_SEARCH",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "SETGID",
+    "SETUID",
+    "SETPCAP",
+    "LINUX_IMMUTABLE",
+    "NET_BIND_SERVICE",
+    "NET_BROADCAST",
+    "NET_ADMIN",
+    "NET_RAW",
+    "IPC_LOCK",
+    "IPC_OWNER",
+    "SYS_MODULE",
+    "SYS_RAWIO",
+    "SYS_CHROOT",
+    "SYS_PTRACE",
+    "SYS_PACCT",
+    "SYS_ADMIN",
+    "SYS_BOOT",
+    "SYS_NICE",
+    "SYS_RESOURCE",
+    "SYS_TIME",
+    "SYS_TTY_CONFIG",
+    "MKNOD",
+    "LEASE",
+    "AUDIT_WRITE",
+    "AUDIT_CONTROL",
+    "SETFCAP",
+    "MAC_OVERRIDE",
+    "MAC_ADMIN",
+    "SYSLOG",
+    "WAKE_ALARM",
+    "BLOCK_SUSPEND",
+    "AUDIT_READ",
+    "PERFMON",
+    "BPF",
+    "CHECKPOINT_RESTORE",
+];
+
+pub const ALL_CAPABILITIES: u64 = (1 << CAPABILITIES.len()) - 1;
+pub const CAP_NET_RAW: u64 = 1 << 13;
+
+/// The bit of a capability.
+pub fn capability(cap: Capability) -> Option<u64> {
+    let name = cap.to_string();
+    CAPABILITIES.iter().position(|n| *n == name).map(|bit| 1 << bit)
+}
+
+/// RLIMIT_* of <sys/resource.h>.
+pub fn rlimit(typ: PosixRlimitType) -> u32 {
+    use PosixRlimitType::*;
+    match typ {
+        RlimitCpu => libc::RLIMIT_CPU,
+        RlimitFsize => libc::RLIMIT_FSIZE,
+        RlimitData => libc::RLIMIT_DATA,
+        RlimitStack => libc::RLIMIT_STACK,
+        RlimitCore => libc::RLIMIT_CORE,
+        RlimitRss => libc::RLIMIT_RSS,
+        RlimitNproc => libc::RLIMIT_NPROC,
+        RlimitNofile => libc::RLIMIT_NOFILE,
+        RlimitMemlock => libc::RLIMIT_MEMLOCK,
+        RlimitAs => libc::RLIMIT_AS,
+        RlimitLocks => libc::RLIMIT_LOCKS,
+        RlimitSigpending => libc::RLIMIT_SIGPENDING,
+        RlimitMsgqueue => libc::RLIMIT_MSGQUEUE,
+        RlimitNice => libc::RLIMIT_NICE,
+        RlimitRtprio => libc::RLIMIT_RTPRIO,
+        RlimitRttime => libc::RLIMIT_RTTIME,
+    }
+}
+
+/// What an option of a mount means.
+pub enum MountOption {
+    Set(u64),
+    Clear(u64),
+    /// Says nothing to a sandbox: mounts are never propagated out of it.
+    Propagation,
+    /// A file or directory of the host, with what is mounted below it or without.
+    Bind,
+}
+
+pub fn mount_option(name: &str) -> Option<MountOption> {
+    use MountOption::{Bind, Clear, Propagation, Set};
+    Some(match name {
+        "ro" => Set(libc::MS_RDONLY),
+        "rw" => Clear(libc::MS_RDONLY),
+        "nosuid" => Set(libc::MS_NOSUID),
+        "suid" => Clear(libc::MS_NOSUID),
+        "nodev" => Set(libc::MS_NODEV),
+        "dev" => Clear(libc::MS_NODEV),
+        "noexec" => Set(libc::MS_NOEXEC),
+        "exec" => Clear(libc::MS_NOEXEC),
+        "sync" => Set(libc::MS_SYNCHRONOUS),
+        "async" => Clear(libc::MS_SYNCHRONOUS),
+        "dirsync" => Set(libc::MS_DIRSYNC),
+        "noatime" => Set(libc::MS_NOATIME),
+        "atime" => Clear(libc::MS_NOATIME),
+        "nodiratime" => Set(libc::MS_NODIRATIME),
+        "diratime" => Clear(libc::MS_NODIRATIME),
+        "relatime" => Set(libc::MS_RELATIME),
+        "norelatime" => Clear(libc::MS_RELATIME),
+        "strictatime" => Set(libc::MS_STRICTATIME),
+        "nostrictatime" => Clear(libc::MS_STRICTATIME),
+        "bind" | "rbind" => Bind,
+        "defaults" | "private" | "rprivate" | "slave" | "rslave" | "shared" | "rshared" | "unbindable"
+        | "runbindable" => Propagation,
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capabilities_have_their_numbers() {
+        assert_eq!(capability(Capability::Chown), Some(1));
+        assert_eq!(capability(Capability::NetRaw), Some(CAP_NET_RAW));
+        assert_eq!(capability(Capability::SysAdmin), Some(1 << 21));
+        assert_eq!(capability(Capability::CheckpointRestore), Some(1 << 40));
+    }
+}
