@@ -114,9 +114,11 @@ pub fn command() -> Command {
         .external_subcommand_value_parser(ValueParser::os_string());
     global(root)
         .subcommand(creation(sub("create", "make a container that waits for start")))
-        .subcommand(sub("delete", "remove a container that has ended")
-            .arg(switch("force", "kill it first; one that is gone already is no error").short('f'))
-            .arg(operand("id", "ID", "names of containers").required(true).num_args(1..)))
+        .subcommand(
+            sub("delete", "remove a container that has ended")
+                .arg(switch("force", "kill it first; one that is gone already is no error").short('f'))
+                .arg(operand("id", "ID", "names of containers").required(true).num_args(1..)),
+        )
         .subcommand(
             sub("do", "run a command in a sandbox over the host's root, which stays as it is")
                 .arg(value("root", "DIR", "root directory of the sandbox; default /"))
@@ -137,7 +139,14 @@ pub fn command() -> Command {
         .subcommand(sub("flags", "list the global flags with their values"))
         .subcommand(
             sub("help", "describe commands, system calls and platforms")
-                .arg(Arg::new("format").long("format").short('o').value_parser(["text", "table", "json", "csv"]).default_value("text").help("format of the system call table"))
+                .arg(
+                    Arg::new("format")
+                        .long("format")
+                        .short('o')
+                        .value_parser(["text", "table", "json", "csv"])
+                        .default_value("text")
+                        .help("format of the system call table"),
+                )
                 .arg(operand("topic", "TOPIC", "a command, syscalls or platforms").num_args(0..)),
         )
         .subcommand(
@@ -149,7 +158,14 @@ pub fn command() -> Command {
         )
         .subcommand(
             sub("list", "list containers")
-                .arg(Arg::new("format").long("format").short('f').value_parser(["table", "json"]).default_value("table").help("table or json"))
+                .arg(
+                    Arg::new("format")
+                        .long("format")
+                        .short('f')
+                        .value_parser(["table", "json"])
+                        .default_value("table")
+                        .help("table or json"),
+                )
                 .arg(switch("quiet", "names only").short('q')),
         )
         .subcommand(
@@ -163,7 +179,12 @@ pub fn command() -> Command {
                 .arg(value("bundle", "DIR", "directory to write to; default: the current one").short('b'))
                 .arg(value("cwd", "DIR", "working directory of the process"))
                 .arg(value("netns", "PATH", "network namespace to name"))
-                .arg(operand("args", "ARGS", "command of the container; default sh").num_args(0..).trailing_var_arg(true).allow_hyphen_values(true)),
+                .arg(
+                    operand("args", "ARGS", "command of the container; default sh")
+                        .num_args(0..)
+                        .trailing_var_arg(true)
+                        .allow_hyphen_values(true),
+                ),
         )
         .subcommand(sub("start", "start a container that create made").arg(id()))
         .subcommand(sub("state", "print a container's state as JSON").arg(id()))
@@ -172,8 +193,16 @@ pub fn command() -> Command {
                 .arg(value("pid", "PID", "wait for this process of it"))
                 .arg(id()),
         )
-        .subcommand(sub("boot", "internal: run a sandbox").hide(true).arg(value("start-fd", "FD", "descriptor of the description")))
-        .subcommand(sub("gofer", "internal: serve files").hide(true).arg(value("start-fd", "FD", "descriptor of the description")))
+        .subcommand(sub("boot", "internal: run a sandbox").hide(true).arg(value(
+            "start-fd",
+            "FD",
+            "descriptor of the description",
+        )))
+        .subcommand(sub("gofer", "internal: serve files").hide(true).arg(value(
+            "start-fd",
+            "FD",
+            "descriptor of the description",
+        )))
 }
 
 /// Reads a boolean of a command.

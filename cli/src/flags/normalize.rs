@@ -125,10 +125,7 @@ mod tests {
 
     #[test]
     fn the_words_of_the_application_stay() {
-        assert_eq!(
-            run(&["do", "-quiet", "sh", "-root", "-c", "x"]),
-            ["do", "--quiet", "--", "sh", "-root", "-c", "x"]
-        );
+        assert_eq!(run(&["do", "-quiet", "sh", "-root", "-c", "x"]), ["do", "--quiet", "--", "sh", "-root", "-c", "x"]);
         assert_eq!(run(&["do", "--", "-root"]), ["do", "--", "-root"]);
     }
 

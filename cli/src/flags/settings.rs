@@ -131,9 +131,8 @@ impl Settings {
                 Effect::Refused(why) => bail!("flag --{}={value}: {why}", flag.name),
             }
         }
-        let text = |name: &str| {
-            values.get(name).unwrap_or_else(|| table::find(name).map_or("", |f| f.default)).to_owned()
-        };
+        let text =
+            |name: &str| values.get(name).unwrap_or_else(|| table::find(name).map_or("", |f| f.default)).to_owned();
         let boolean = |name: &str| parse_bool(&text(name)).unwrap_or(false);
         let number = |name: &str| text(name).parse::<i32>().unwrap_or(-1);
         let some = |name: &str| Some(text(name)).filter(|s| !s.is_empty());
@@ -224,7 +223,9 @@ fn overlay(value: &str, warnings: &mut Vec<String>) -> Result<Overlay> {
             warnings.push(format!("flag --overlay2={value}: the overlay is kept in memory"));
             Ok(overlay)
         }
-        _ if medium.starts_with("dir=/") => bail!("flag --overlay2={value}: an overlay in a directory is not supported yet"),
+        _ if medium.starts_with("dir=/") => {
+            bail!("flag --overlay2={value}: an overlay in a directory is not supported yet")
+        }
         _ => bail!("flag --overlay2: unknown medium {medium:?}; valid: memory, self"),
     }
 }

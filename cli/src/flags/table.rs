@@ -43,7 +43,13 @@ const NO_NETWORK: Effect = Ignored("containers have no network yet");
 const FORMATS: Kind = Choice(&["text", "json", "json-k8s"]);
 
 pub const GLOBAL: &[Flag] = &[
-    flag("root", Text, "", Applied, "directory of container state; default $XDG_RUNTIME_DIR/runsc, else /var/run/runsc"),
+    flag(
+        "root",
+        Text,
+        "",
+        Applied,
+        "directory of container state; default $XDG_RUNTIME_DIR/runsc, else /var/run/runsc",
+    ),
     flag("log", Text, "", Applied, "file that errors for the caller are appended to"),
     flag("log-format", FORMATS, "text", Applied, "format of --log: text, json, json-k8s"),
     flag("log-fd", Int, "-1", Applied, "descriptor to log to; --log is ignored then"),
@@ -139,20 +145,8 @@ pub const GLOBAL: &[Flag] = &[
     flag("ignore-cgroups", Bool, "false", Applied, "leave the host's cgroups alone"),
     flag("directfs", Bool, "true", Ignored("files are always reached through the gofer"), "bypass the gofer"),
     flag("oci-seccomp", Bool, "false", Refused("OCI seccomp filters are not supported yet"), "apply linux.seccomp"),
-    flag(
-        "allow-flag-override",
-        Bool,
-        "false",
-        Applied,
-        "annotations dev.gvisor.flag.NAME of a bundle may set flags",
-    ),
-    flag(
-        "metric-server",
-        Text,
-        "",
-        Refused("there is no metric server yet"),
-        "address of the metric server",
-    ),
+    flag("allow-flag-override", Bool, "false", Applied, "annotations dev.gvisor.flag.NAME of a bundle may set flags"),
+    flag("metric-server", Text, "", Refused("there is no metric server yet"), "address of the metric server"),
     flag("vfs2", Bool, "true", Applied, "accepted; there is one file system layer"),
     flag(
         "TESTONLY-unsafe-nonroot",

@@ -152,8 +152,14 @@ pub fn init(settings: &Settings, command: &str, id: &str) -> Result<()> {
         }
     }
     log::set_max_level(level);
-    log::info!("runsc {} {}: pid {}, uid {}, gid {}", env!("CARGO_PKG_VERSION"), command, std::process::id(),
-        rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    log::info!(
+        "runsc {} {}: pid {}, uid {}, gid {}",
+        env!("CARGO_PKG_VERSION"),
+        command,
+        std::process::id(),
+        rustix::process::getuid().as_raw(),
+        rustix::process::getgid().as_raw()
+    );
     log::info!("arguments: {:?}", std::env::args_os().collect::<Vec<_>>());
     for (name, value) in &settings.given {
         log::info!("flag --{name}={value}");

@@ -38,10 +38,7 @@ fn civil(time: SystemTime) -> Civil {
 
 fn rfc3339(time: SystemTime) -> String {
     let c = civil(time);
-    format!(
-        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:06}Z",
-        c.year, c.month, c.day, c.hour, c.minute, c.second, c.micros
-    )
+    format!("{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:06}Z", c.year, c.month, c.day, c.hour, c.minute, c.second, c.micros)
 }
 
 pub fn rfc3339_now() -> String {

@@ -122,11 +122,7 @@ impl Mounts {
                 MountSource::Tmpfs { size: 0, mode: 0o1777, uid: 0, gid: 0 },
                 libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC,
             ),
-            (
-                "/sys",
-                MountSource::Sysfs,
-                libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC | libc::MS_RDONLY,
-            ),
+            ("/sys", MountSource::Sysfs, libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC | libc::MS_RDONLY),
         ];
         for (target, source, flags) in standard {
             // A mount of the host on /dev brings what it has.
@@ -264,7 +260,10 @@ mod tests {
         assert_eq!(m.mounts[1].flags, libc::MS_RDONLY | libc::MS_NOSUID);
         assert_eq!(m.mounts[1].source, MountSource::Tmpfs { size: 65536, mode: 0o700, uid: 0, gid: 0 });
         let m = add(r#"{"destination":"/v","type":"none","source":"data","options":["rbind","ro"]}"#).expect("bind");
-        assert_eq!(m.roots[1], HostRoot { path: "/bundle/data".into(), readonly: true, what: "mounts[7].source".into() });
+        assert_eq!(
+            m.roots[1],
+            HostRoot { path: "/bundle/data".into(), readonly: true, what: "mounts[7].source".into() }
+        );
         let m = add(r#"{"destination":"/dev","type":"tmpfs","source":"tmpfs"}"#).expect("dev");
         assert_eq!(m.mounts[1].source, MountSource::Dev);
     }

@@ -127,9 +127,9 @@ pub fn plan(id: &str, bundle: &Bundle, settings: &Settings) -> Result<Plan> {
         roots: mounts.roots,
         vcpus,
         terminal: process.terminal().unwrap_or(false),
-        console_size: process.console_size().and_then(|b| {
-            Some((u16::try_from(b.height()).ok()?, u16::try_from(b.width()).ok()?))
-        }),
+        console_size: process
+            .console_size()
+            .and_then(|b| Some((u16::try_from(b.height()).ok()?, u16::try_from(b.width()).ok()?))),
         warnings,
     })
 }

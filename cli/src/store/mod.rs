@@ -64,7 +64,9 @@ impl Store {
                 }
                 Ok(Some(_)) => bail!("container with id exists: {id}"),
                 Err(error) => {
-                    return Err(error.context(format!("container {id} exists and its state is damaged: delete --force {id}")));
+                    return Err(
+                        error.context(format!("container {id} exists and its state is damaged: delete --force {id}"))
+                    );
                 }
             }
         }

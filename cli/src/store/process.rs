@@ -62,10 +62,8 @@ impl HostProcess {
     /// Waits for its end; false when the time is over first.
     pub fn wait(&self, limit: Option<Duration>) -> Result<bool> {
         let Some(fd) = self.pidfd()? else { return Ok(true) };
-        let timeout = limit.map(|l| rustix::time::Timespec {
-            tv_sec: l.as_secs() as i64,
-            tv_nsec: i64::from(l.subsec_nanos()),
-        });
+        let timeout =
+            limit.map(|l| rustix::time::Timespec { tv_sec: l.as_secs() as i64, tv_nsec: i64::from(l.subsec_nanos()) });
         loop {
             match poll(&mut [PollFd::new(&fd, PollFlags::IN)], timeout.as_ref()) {
                 Ok(n) => return Ok(n > 0),
