@@ -21,6 +21,9 @@ const MAX_ENTROPY: u64 = 1 << 20;
 /// Where log lines of the sandbox go.
 pub type LogSink = Arc<dyn Fn(LogLevel, &str) + Send + Sync>;
 
+/// Hears whether init's program has begun: 0 or a positive errno, and what was to be run.
+pub type InitSink = Arc<dyn Fn(i32, &str) + Send + Sync>;
+
 /// What a host call comes to.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
@@ -37,6 +40,7 @@ pub(crate) struct HostCalls {
     pub vm: Arc<dyn Vm>,
     pub files: WindowFiles,
     pub log: LogSink,
+    pub on_init: InitSink,
 }
 
 impl HostCalls {
@@ -84,6 +88,10 @@ impl HostCalls {
                 if !self.files.forget(a0)? {
                     return Err(Errno::BADF);
                 }
+            }
+            Op::InitResult => {
+                let errno = i32::try_from(a0).ok().filter(|errno| (0..4096).contains(errno)).ok_or(Errno::INVAL)?;
+                (self.on_init)(errno, &self.text(a1, a2)?);
             }
         }
         Ok(Answer::Done)
@@ -139,7 +147,7 @@ fn window_range(window_offset: u64, len: u64) -> Result<(), Errno> {
 }
 
 fn op(number: u64) -> Option<Op> {
-    const ALL: [Op; 10] = [
+    const ALL: [Op; 11] = [
         Op::Log,
         Op::Exit,
         Op::Panic,
@@ -150,6 +158,7 @@ fn op(number: u64) -> Option<Op> {
         Op::ReleaseMemory,
         Op::Entropy,
         Op::WindowForget,
+        Op::InitResult,
     ];
     ALL.into_iter().find(|&op| op as u64 == number)
 }
@@ -252,6 +261,10 @@ mod tests {
             vm: Arc::new(NoVm(memory.clone())),
             memory,
             files: WindowFiles::new(Some(ours)),
+            on_init: {
+                let sink = sink.clone();
+                Arc::new(move |errno, what| sink.lock().unwrap().push(format!("init {what}: {errno}")))
+            },
             log: Arc::new(move |level, line| sink.lock().unwrap().push(format!("{level:?}: {line}"))),
         };
         Fixture { calls, lines, gofer }
@@ -280,7 +293,7 @@ mod tests {
     #[test]
     fn unknown_calls_are_enosys() {
         let fixture = fixture();
-        for op in [0, 11, u64::MAX] {
+        for op in [0, 99, u64::MAX] {
             assert_eq!(fixture.call(op, &[]), Err(Errno::NOSYS));
         }
     }
@@ -310,6 +323,17 @@ mod tests {
         let lines = fixture.lines.lock().unwrap();
         assert_eq!(lines[0], "Warn: hello\u{fffd}");
         assert_eq!(lines[1].len(), "Error: ".len() + MAX_TEXT as usize);
+    }
+
+    #[test]
+    fn the_start_of_init_is_reported() {
+        let fixture = fixture();
+        fixture.calls.memory.write(USER_BASE, b"/bin/x").unwrap();
+        let op = Op::InitResult as u64;
+        assert_eq!(fixture.call(op, &[2, USER_BASE, 6]), Ok(Answer::Done));
+        assert_eq!(fixture.call(op, &[u64::MAX, USER_BASE, 6]), Err(Errno::INVAL));
+        assert_eq!(fixture.call(op, &[0, u64::MAX, 6]), Err(Errno::FAULT));
+        assert_eq!(*fixture.lines.lock().unwrap(), ["init /bin/x: 2"]);
     }
 
     #[test]

@@ -33,7 +33,7 @@ use vm_device::{
 use vm_superio::{Serial, Trigger, serial::NoEvents};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-pub use crate::hostcall::LogSink;
+pub use crate::hostcall::{InitSink, LogSink};
 use crate::{
     boot_params,
     hostcall::{Answer, HostCalls},
@@ -77,6 +77,7 @@ pub struct MachineConfig {
     /// Where the gofer's descriptors come in ([`crate::window_files`]).
     pub window_socket: Option<OwnedFd>,
     pub log: LogSink,
+    pub on_init: InitSink,
 }
 
 /// How a sandbox ended.
@@ -147,7 +148,7 @@ impl MachineHandle {
 impl Machine {
     /// Loads the sentry and writes its boot parameters; nothing runs yet.
     pub fn new(vm: Arc<dyn Vm>, memory: Arc<GuestMemory>, config: MachineConfig) -> Result<Machine> {
-        let MachineConfig { cpus, config, devices, subscribers, window_socket, log } = config;
+        let MachineConfig { cpus, config, devices, subscribers, window_socket, log, on_init } = config;
         ensure!((1..=MAX_CPUS as u32).contains(&cpus), "{cpus} vCPUs: not between 1 and {MAX_CPUS}");
         ensure!(devices.len() <= MAX_DEVICES, "{} devices: at most {MAX_DEVICES}", devices.len());
 
@@ -170,7 +171,7 @@ impl Machine {
             serial: Mutex::new(Serial::new(NoTrigger, LineLog { log: log.clone(), line: Vec::new() })),
             cpus: (0..cpus).map(|_| Cpu::default()).collect(),
             symbols: Symbols::new(image::SENTRY, platform.direct_base + image.base, image.size),
-            calls: HostCalls { memory, vm, files: WindowFiles::new(window_socket), log },
+            calls: HostCalls { memory, vm, files: WindowFiles::new(window_socket), log, on_init },
             outcome: Mutex::new(None),
             ended,
             stopping: AtomicBool::new(false),
@@ -547,6 +548,7 @@ mod tests {
             subscribers: Vec::new(),
             window_socket: None,
             log: Arc::new(|_, _| {}),
+            on_init: Arc::new(|_, _| {}),
         };
         let machine = Machine::new(Arc::new(Scripted(memory.clone())), memory, config).unwrap();
         let handle = machine.handle();
