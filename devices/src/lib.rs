@@ -4,3 +4,5 @@
 //! Everything that comes from the sandbox (descriptors, lengths, messages) is hostile and checked here.
 
 pub mod control;
+pub mod gofer;
+pub mod virtio;

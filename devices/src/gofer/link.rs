@@ -1,0 +1,167 @@
+//! What passes between VMM and gofer beside the queue, on one SOCK_SEQPACKET pair: queue addresses towards the gofer, open
+//! files (SCM_RIGHTS) towards the VMM. The socket's end ends the other side's use of it.
+
+use std::{
+    collections::HashMap,
+    io::{IoSlice, IoSliceMut},
+    mem::MaybeUninit,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use anyhow::{Context, Result};
+use rustix::{
+    io::Errno,
+    net::{
+        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    },
+};
+use sentry_abi::{fuse, virtio::device_id};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::virtio::{Backend, QueueSetup};
+
+/// VMM to gofer: serve this queue; size 0: stop serving.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, KnownLayout, Immutable)]
+struct Activate {
+    desc: u64,
+    avail: u64,
+    used: u64,
+    features: u64,
+    size: u64,
+}
+
+/// Files the VMM keeps for the window. The gofer is bound by it too: it stops handing over.
+const MAX_FILES: usize = 8192;
+
+/// The VMM's end behind the register page: the gofer serves the queue.
+pub struct GoferBackend {
+    socket: Arc<OwnedFd>,
+}
+
+impl GoferBackend {
+    pub fn new(socket: Arc<OwnedFd>) -> GoferBackend {
+        GoferBackend { socket }
+    }
+
+    fn send(&self, message: Activate) -> Result<()> {
+        rustix::net::send(&self.socket, message.as_bytes(), SendFlags::NOSIGNAL).context("the gofer is gone")?;
+        Ok(())
+    }
+}
+
+impl Backend for GoferBackend {
+    fn device_id(&self) -> u32 {
+        device_id::FS
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &[fuse::QUEUE_SIZE]
+    }
+
+    fn activate(&mut self, queues: &[QueueSetup], features: u64) -> Result<()> {
+        let queue = queues.first().copied().unwrap_or_default();
+        self.send(Activate {
+            desc: queue.desc,
+            avail: queue.avail,
+            used: queue.used,
+            features,
+            size: queue.size.into(),
+        })
+    }
+
+    fn reset(&mut self) {
+        // A gofer that is gone serves no queue either.
+        let _ = self.send(Activate::default());
+    }
+}
+
+/// Files that the gofer has handed over, by handle: what `hostcall::Op::WindowMap` names.
+pub struct FileTable {
+    socket: Arc<OwnedFd>,
+    files: Mutex<HashMap<u64, Arc<OwnedFd>>>,
+}
+
+impl FileTable {
+    pub fn new(socket: Arc<OwnedFd>) -> FileTable {
+        FileTable { socket, files: Mutex::default() }
+    }
+
+    /// The file behind `handle`. Takes in what the gofer has sent first: it sends before it completes the request that told
+    /// the sentry the handle.
+    pub fn get(&self, handle: u64) -> Option<Arc<OwnedFd>> {
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = files.get(&handle) {
+            return Some(file.clone());
+        }
+        while let Some((handle, file)) = receive_file(self.socket.as_fd()) {
+            if files.len() >= MAX_FILES {
+                log::warn!("gofer: more than {MAX_FILES} files for the window");
+                break;
+            }
+            files.insert(handle, Arc::new(file));
+        }
+        files.get(&handle).cloned()
+    }
+
+    /// The sentry does not need the handle any more (`hostcall::Op::WindowForget`).
+    pub fn forget(&self, handle: u64) -> bool {
+        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
+        files.remove(&handle).is_some()
+    }
+}
+
+fn receive_file(socket: BorrowedFd<'_>) -> Option<(u64, OwnedFd)> {
+    let mut handle = [0u8; 8];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
+    let received = rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut handle)], &mut control, flags).ok()?;
+    if received.bytes != handle.len() {
+        return None;
+    }
+    let file = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    })?;
+    Some((u64::from_le_bytes(handle), file))
+}
+
+/// Gofer: hands a file to the VMM.
+pub(super) fn send_file(socket: BorrowedFd<'_>, handle: u64, file: BorrowedFd<'_>) -> Result<(), Errno> {
+    let fds = [file];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !control.push(SendAncillaryMessage::ScmRights(&fds)) {
+        return Err(Errno::NOBUFS);
+    }
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    rustix::net::sendmsg(socket, &[IoSlice::new(&handle.to_le_bytes())], &mut control, flags)?;
+    Ok(())
+}
+
+/// What the VMM has told the gofer.
+pub(super) enum Message {
+    Activate(QueueSetup, u64),
+    Reset,
+    /// The VMM is gone.
+    End,
+    None,
+}
+
+pub(super) fn receive(socket: BorrowedFd<'_>) -> Message {
+    let mut message = Activate::default();
+    match rustix::net::recv(socket, message.as_mut_bytes(), RecvFlags::DONTWAIT) {
+        Ok((_, 0)) => Message::End,
+        Ok((_, n)) if n == size_of::<Activate>() => match u16::try_from(message.size) {
+            Ok(0) | Err(_) => Message::Reset,
+            Ok(size) => {
+                let setup = QueueSetup { size, desc: message.desc, avail: message.avail, used: message.used };
+                Message::Activate(setup, message.features)
+            }
+        },
+        Ok(_) | Err(Errno::AGAIN | Errno::INTR) => Message::None,
+        Err(_) => Message::End,
+    }
+}
