@@ -12,9 +12,7 @@ use std::{
 use anyhow::{Context, Result};
 use rustix::{
     io::Errno,
-    net::{
-        RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    },
+    net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags},
 };
 use sentry_abi::{fuse, virtio::device_id};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};

@@ -166,7 +166,9 @@ impl Nodes {
         })?;
         let stat = stat_of(fd.as_fd())?;
         let node = self.nodes.get_mut(&id).ok_or(Errno::STALE)?;
-        if Identity::of(node.identity.root, &stat) != node.identity || FileType::from_raw_mode(stat.st_mode) != node.kind {
+        if Identity::of(node.identity.root, &stat) != node.identity
+            || FileType::from_raw_mode(stat.st_mode) != node.kind
+        {
             return Err(Errno::STALE);
         }
         let fd = Rc::new(fd);

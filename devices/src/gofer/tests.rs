@@ -66,8 +66,7 @@ impl Client {
     fn raw(&mut self, opcode: u32, nodeid: u64, parts: &[&[u8]]) -> Result<Vec<u8>, i32> {
         let len = size_of::<fuse::InHeader>() + parts.iter().map(|part| part.len()).sum::<usize>();
         let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
-        let header =
-            fuse::InHeader { len: len as u32, opcode, unique: 77, nodeid, uid, gid, ..Default::default() };
+        let header = fuse::InHeader { len: len as u32, opcode, unique: 77, nodeid, uid, gid, ..Default::default() };
         let mut request = header.as_bytes().to_vec();
         parts.iter().for_each(|part| request.extend_from_slice(part));
         let answer = self.driver.call(&self.kick, &self.call, &request, 64 << 10);
@@ -163,7 +162,10 @@ fn a_walk_goes_as_far_as_it_can() {
     assert_eq!(c.read(out.fh, 1, 100).unwrap(), b"hell");
     let table = FileTable::new(c.socket.clone());
     let shared = table.get(out.handle).unwrap();
-    assert_eq!(fs::read_to_string(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&*shared))).unwrap(), "shell");
+    assert_eq!(
+        fs::read_to_string(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&*shared))).unwrap(),
+        "shell"
+    );
     assert!(table.get(out.handle + 1).is_none());
     assert!(table.forget(out.handle) && table.get(out.handle).is_none());
 
@@ -247,7 +249,8 @@ fn directories_are_listed_with_attributes() {
     // Both look-ups are forgotten: the node is gone.
     let forget = fuse::BatchForgetIn { count: 1, dummy: 0 };
     let one = fuse::ForgetOne { nodeid: same.nodeid, nlookup: 2 };
-    c.driver.submit(&[fuse::InHeader { opcode: 42, ..Default::default() }.as_bytes(), arg(&forget), arg(&one)].concat(), 0);
+    c.driver
+        .submit(&[fuse::InHeader { opcode: 42, ..Default::default() }.as_bytes(), arg(&forget), arg(&one)].concat(), 0);
     c.kick.write(1).unwrap();
     while c.driver.take(0).is_none() {
         std::thread::yield_now();

@@ -74,9 +74,8 @@ impl Chain {
         message.msg_iov = iov.as_mut_ptr();
         message.msg_iovlen = iov.len();
         // SAFETY: as in `read_from`; `message` and `iov` outlive the call.
-        let done = checked(unsafe {
-            libc::sendmsg(fd.as_raw_fd(), &message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
-        })?;
+        let done =
+            checked(unsafe { libc::sendmsg(fd.as_raw_fd(), &message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) })?;
         self.consume(done);
         Ok(done)
     }
