@@ -47,7 +47,6 @@
     } while (0)
 #define TRUE(cond)                                                          \
     do {                                                                    \
-        errno = 0;                                                          \
         if (!(cond)) FAIL("not true: %s (errno %s)", #cond, strerror(errno)); \
     } while (0)
 // The call succeeds (is not -1).
