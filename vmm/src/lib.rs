@@ -3,6 +3,7 @@ pub mod boot_params;
 pub mod clock;
 pub mod hostcall;
 pub mod image;
+pub mod kvm;
 pub mod loader;
 pub mod machine;
 pub mod memory;
