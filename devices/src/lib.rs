@@ -3,6 +3,7 @@
 //!
 //! Everything that comes from the sandbox (descriptors, lengths, messages) is hostile and checked here.
 
+pub mod console;
 pub mod control;
 pub mod gofer;
 pub mod virtio;

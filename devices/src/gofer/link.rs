@@ -1,18 +1,17 @@
 //! What passes between VMM and gofer beside the queue, on one SOCK_SEQPACKET pair: queue addresses towards the gofer, open
-//! files (SCM_RIGHTS) towards the VMM. The socket's end ends the other side's use of it.
+//! files (a handle with SCM_RIGHTS) towards the VMM, sent before the request that names the handle is completed. The socket's end ends the other side's use of it.
 
 use std::{
-    collections::HashMap,
-    io::{IoSlice, IoSliceMut},
+    io::IoSlice,
     mem::MaybeUninit,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::{Arc, Mutex, PoisonError},
+    os::fd::{BorrowedFd, OwnedFd},
+    sync::Arc,
 };
 
 use anyhow::{Context, Result};
 use rustix::{
     io::Errno,
-    net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags},
+    net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags},
 };
 use sentry_abi::{fuse, virtio::device_id};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -29,9 +28,6 @@ struct Activate {
     features: u64,
     size: u64,
 }
-
-/// Files the VMM keeps for the window. The gofer is bound by it too: it stops handing over.
-const MAX_FILES: usize = 8192;
 
 /// The VMM's end behind the register page: the gofer serves the queue.
 pub struct GoferBackend {
@@ -75,47 +71,15 @@ impl Backend for GoferBackend {
     }
 }
 
-/// Files that the gofer has handed over, by handle: what `hostcall::Op::WindowMap` names.
-pub struct FileTable {
-    socket: Arc<OwnedFd>,
-    files: Mutex<HashMap<u64, Arc<OwnedFd>>>,
-}
-
-impl FileTable {
-    pub fn new(socket: Arc<OwnedFd>) -> FileTable {
-        FileTable { socket, files: Mutex::default() }
-    }
-
-    /// The file behind `handle`. Takes in what the gofer has sent first: it sends before it completes the request that told
-    /// the sentry the handle.
-    pub fn get(&self, handle: u64) -> Option<Arc<OwnedFd>> {
-        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(file) = files.get(&handle) {
-            return Some(file.clone());
-        }
-        while let Some((handle, file)) = receive_file(self.socket.as_fd()) {
-            if files.len() >= MAX_FILES {
-                log::warn!("gofer: more than {MAX_FILES} files for the window");
-                break;
-            }
-            files.insert(handle, Arc::new(file));
-        }
-        files.get(&handle).cloned()
-    }
-
-    /// The sentry does not need the handle any more (`hostcall::Op::WindowForget`).
-    pub fn forget(&self, handle: u64) -> bool {
-        let mut files = self.files.lock().unwrap_or_else(PoisonError::into_inner);
-        files.remove(&handle).is_some()
-    }
-}
-
-fn receive_file(socket: BorrowedFd<'_>) -> Option<(u64, OwnedFd)> {
+/// The next file handed over: what the VMM does when the sentry names a handle it has not seen.
+#[cfg(test)]
+pub(super) fn receive_file(socket: BorrowedFd<'_>) -> Option<(u64, OwnedFd)> {
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage};
     let mut handle = [0u8; 8];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-    let received = rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut handle)], &mut control, flags).ok()?;
+    let received = rustix::net::recvmsg(socket, &mut [std::io::IoSliceMut::new(&mut handle)], &mut control, flags).ok()?;
     if received.bytes != handle.len() {
         return None;
     }

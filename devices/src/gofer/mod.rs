@@ -18,5 +18,5 @@ mod server;
 #[cfg(test)]
 mod tests;
 
-pub use link::{FileTable, GoferBackend};
+pub use link::GoferBackend;
 pub use serve::{GoferConfig, Root, serve};

@@ -31,7 +31,7 @@ pub struct GoferConfig {
     /// Doorbell of the queue and completions towards the sentry; both non-blocking.
     pub kick: EventFd,
     pub call: EventFd,
-    /// SOCK_SEQPACKET towards the VMM ([`super::GoferBackend`], [`super::FileTable`]).
+    /// SOCK_SEQPACKET towards the VMM ([`super::GoferBackend`], and what receives files for the window).
     pub vmm_socket: OwnedFd,
 }
 

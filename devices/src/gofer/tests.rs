@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::Read,
     os::{
         fd::{AsFd, OwnedFd},
         unix::fs::{MetadataExt, PermissionsExt, symlink},
@@ -19,7 +20,7 @@ use sentry_abi::fuse::{self, Opcode};
 use vmm_sys_util::eventfd::EventFd;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::{FileTable, GoferBackend, GoferConfig, Root, serve};
+use super::{GoferBackend, GoferConfig, Root, link::receive_file, serve};
 use crate::virtio::{Backend, QueueSetup, Transport, test_driver};
 
 struct Client {
@@ -160,14 +161,12 @@ fn a_walk_goes_as_far_as_it_can() {
     assert_eq!((out.found, out.stopped, out.open_error), (3, 0, 0));
     assert_eq!(entries[2].attr.size, 5);
     assert_eq!(c.read(out.fh, 1, 100).unwrap(), b"hell");
-    let table = FileTable::new(c.socket.clone());
-    let shared = table.get(out.handle).unwrap();
-    assert_eq!(
-        fs::read_to_string(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&*shared))).unwrap(),
-        "shell"
-    );
-    assert!(table.get(out.handle + 1).is_none());
-    assert!(table.forget(out.handle) && table.get(out.handle).is_none());
+    let (handle, shared) = receive_file(c.socket.as_fd()).unwrap();
+    assert_eq!(handle, out.handle);
+    let mut content = String::new();
+    fs::File::from(shared).read_to_string(&mut content).unwrap();
+    assert_eq!(content, "shell");
+    assert!(receive_file(c.socket.as_fd()).is_none());
 
     let (out, entries, target) = c.walk(1, &["bin", "sh"], 0);
     assert_eq!((out.found, out.stopped), (1, 0));

@@ -16,10 +16,10 @@ pub enum Op {
     /// `len` bytes at `offset` (-1: at the file's own position).
     Read = 1,
     Write = 2,
-    /// Which of the poll(2) bits in `arg` hold now; for those that do not, one [`EventKind::Ready`] when they do.
+    /// Which of the poll(2) bits in `arg` hold now; when none does, one [`Event`] as soon as one of them does.
     Poll = 3,
-    /// ioctl(2) number `arg`; the argument's bytes follow and come back. TCGETS, TCSETS, TCSETSW, TCSETSF, TIOCGWINSZ,
-    /// TIOCSWINSZ, FIONREAD, TCFLSH, TCSBRK, TCXONC.
+    /// ioctl(2) number `arg`: TCGETS, TCSETS, TCSETSW, TCSETSF, TIOCGWINSZ, TIOCSWINSZ, FIONREAD, with the argument's
+    /// bytes behind the request or the response; TCFLSH, TCSBRK, TCXONC with their argument in `offset`.
     Ioctl = 4,
     /// lseek(2): `offset`, whence `arg`.
     Seek = 5,
@@ -88,21 +88,11 @@ pub struct Stat {
     pub mtime: i64,
 }
 
-#[repr(u32)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EventKind {
-    /// The stream's `events` hold.
-    Ready = 1,
-    /// The terminal's size has changed (SIGWINCH).
-    WindowChanged = 2,
-}
-
+/// Streams that were asked about with [`Op::Poll`] are ready.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, KnownLayout, Immutable)]
 pub struct Event {
-    /// [`EventKind`].
-    pub kind: u32,
     pub index: u32,
+    /// poll(2) bits that hold.
     pub events: u32,
-    pub _pad: u32,
 }
