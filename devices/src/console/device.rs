@@ -298,7 +298,6 @@ mod tests {
     use std::{
         fs::File,
         io::{Read, Seek, Write},
-
     };
 
     use sentry_abi::virtio::feature;
@@ -445,5 +444,4 @@ mod tests {
             assert_eq!(c.call(Op::Ioctl, forbidden as u64, 0, b"x", 0).0, -i64::from(libc::ENOTTY));
         }
     }
-
 }

@@ -79,7 +79,8 @@ pub(super) fn receive_file(socket: BorrowedFd<'_>) -> Option<(u64, OwnedFd)> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-    let received = rustix::net::recvmsg(socket, &mut [std::io::IoSliceMut::new(&mut handle)], &mut control, flags).ok()?;
+    let received =
+        rustix::net::recvmsg(socket, &mut [std::io::IoSliceMut::new(&mut handle)], &mut control, flags).ok()?;
     if received.bytes != handle.len() {
         return None;
     }
