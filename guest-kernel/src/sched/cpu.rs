@@ -1,0 +1,185 @@
+//! Per-CPU scheduler state, and what CPUs know of each other.
+
+use alloc::{collections::VecDeque, string::String, sync::Arc};
+use core::sync::atomic::{
+    AtomicU8, AtomicU32, AtomicU64,
+    Ordering::{Relaxed, SeqCst},
+};
+
+use sentry_abi::boot::MAX_CPUS;
+
+use crate::{
+    arch::{self, switch::SavedStack},
+    sync::SpinLock,
+    task::Task,
+};
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum CpuState {
+    /// Not started yet.
+    Offline = 0,
+    /// Asked to start, has not reported yet.
+    Starting = 1,
+    Idle = 2,
+    Kernel = 3,
+    User = 4,
+}
+
+pub struct Cpu {
+    pub queue: SpinLock<VecDeque<Arc<Task>>>,
+    pub current: SpinLock<Option<Arc<Task>>>,
+    /// The task just switched away from, until its stack is left.
+    pub leaving: SpinLock<Option<Arc<Task>>>,
+    pub idle: SavedStack,
+    state: AtomicU8,
+    /// Root of the address space in use, while `state` is User.
+    root: AtomicU64,
+    /// Deadline the timer is armed for.
+    pub armed: AtomicU64,
+    /// When the running task must give way; `u64::MAX` while nobody waits.
+    pub slice_end: AtomicU64,
+}
+
+pub static CPUS: [Cpu; MAX_CPUS] = [const {
+    Cpu {
+        queue: SpinLock::new(VecDeque::new()),
+        current: SpinLock::new(None),
+        leaving: SpinLock::new(None),
+        idle: SavedStack::boot(),
+        state: AtomicU8::new(CpuState::Offline as u8),
+        root: AtomicU64::new(0),
+        armed: AtomicU64::new(u64::MAX),
+        slice_end: AtomicU64::new(u64::MAX),
+    }
+}; MAX_CPUS];
+
+static COUNT: AtomicU32 = AtomicU32::new(1);
+
+/// How many CPUs the sandbox has (started or not).
+pub fn set_cpu_count(count: usize) {
+    COUNT.store(count.clamp(1, MAX_CPUS) as u32, Relaxed);
+}
+
+/// CPUs that applications see.
+pub fn cpus_online() -> usize {
+    COUNT.load(Relaxed) as usize
+}
+
+fn all() -> &'static [Cpu] {
+    &CPUS[..cpus_online()]
+}
+
+impl Cpu {
+    pub fn index(&self) -> usize {
+        // The blocks are one array.
+        (self as *const Cpu as usize - CPUS.as_ptr() as usize) / size_of::<Cpu>()
+    }
+
+    pub fn state(&self) -> CpuState {
+        match self.state.load(SeqCst) {
+            0 => CpuState::Offline,
+            1 => CpuState::Starting,
+            2 => CpuState::Idle,
+            3 => CpuState::Kernel,
+            _ => CpuState::User,
+        }
+    }
+
+    pub fn set_state(&self, state: CpuState) {
+        self.state.store(state as u8, SeqCst);
+    }
+
+    pub fn enter_user(&self, root: u64) {
+        self.root.store(root, Relaxed);
+        self.set_state(CpuState::User);
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.state() == CpuState::Idle
+    }
+
+    pub fn has_work(&self) -> bool {
+        !self.queue.lock().is_empty() || all().iter().any(|c| c.queue.lock().iter().any(|t| !t.sched.stack.is_running()))
+    }
+
+    /// The next task: of the own queue, else of another CPU's.
+    pub fn next(&self) -> Option<Arc<Task>> {
+        if let Some(task) = self.queue.lock().pop_front() {
+            return Some(task);
+        }
+        for other in all() {
+            if core::ptr::eq(other, self) {
+                continue;
+            }
+            let mut queue = other.queue.lock();
+            // One that is still leaving its CPU can only be taken by that CPU.
+            if let Some(at) = queue.iter().position(|t| !t.sched.stack.is_running()) {
+                return queue.remove(at);
+            }
+        }
+        None
+    }
+}
+
+/// User mode has ended on this CPU.
+pub fn leave_user() {
+    CPUS[arch::cpu_index()].set_state(CpuState::Kernel);
+}
+
+/// CPUs other than this one that run user code of `root`.
+pub fn user_cpus(root: u64) -> impl Iterator<Item = usize> {
+    let me = arch::cpu_index();
+    (0..cpus_online()).filter(move |&i| {
+        i != me && CPUS[i].state() == CpuState::User && CPUS[i].root.load(Relaxed) == root
+    })
+}
+
+/// Whether `cpu` runs user code of `root`.
+pub fn in_user(cpu: usize, root: u64) -> bool {
+    CPUS[cpu].state() == CpuState::User && CPUS[cpu].root.load(Relaxed) == root
+}
+
+/// CPUs that may hold translated user addresses: in the kernel, this one included.
+pub fn kernel_cpus() -> impl Iterator<Item = usize> {
+    all().iter().enumerate().filter(|(_, c)| c.state() == CpuState::Kernel).map(|(i, _)| i)
+}
+
+pub fn others_in_kernel() -> bool {
+    let me = arch::cpu_index();
+    kernel_cpus().any(|i| i != me)
+}
+
+pub fn idle_cpu_exists() -> bool {
+    all().iter().any(|c| matches!(c.state(), CpuState::Idle | CpuState::Offline))
+}
+
+/// Wakes one idle CPU so that it steals, starting it if it never ran.
+pub fn call_idle_cpu() {
+    for (index, cpu) in all().iter().enumerate() {
+        match cpu.state() {
+            CpuState::Idle => return arch::send_interrupt(index, sentry_abi::irq::IPI),
+            CpuState::Offline => {
+                if cpu.state.compare_exchange(0, CpuState::Starting as u8, SeqCst, SeqCst).is_ok() {
+                    if let Err(error) = arch::host::start_cpu(index) {
+                        crate::warn!("vCPU {index} cannot start: {error:?}");
+                    }
+                    return;
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A line per CPU for panics and stack dumps.
+pub fn describe() -> String {
+    use core::fmt::Write;
+    let mut text = String::new();
+    for cpu in all() {
+        let current = cpu.current.try_lock().and_then(|c| c.as_ref().map(|t| t.tid));
+        let queued = cpu.queue.try_lock().map_or(0, |q| q.len());
+        let _ = writeln!(text, "cpu {}: {:?}, task {current:?}, {queued} queued", cpu.index(), cpu.state());
+    }
+    text
+}

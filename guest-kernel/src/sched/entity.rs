@@ -1,0 +1,84 @@
+//! What the scheduler keeps in each task.
+
+use alloc::boxed::Box;
+use core::sync::atomic::{
+    AtomicBool, AtomicPtr, AtomicU8, AtomicU32,
+    Ordering::{Relaxed, SeqCst},
+};
+
+use sentry_abi::context::UserContext;
+
+use crate::arch::switch::SavedStack;
+
+const RUNNABLE: u8 = 0;
+const PARKED: u8 = 1;
+
+pub struct Entity {
+    pub(super) stack: Box<SavedStack>,
+    state: AtomicU8,
+    /// A wake-up that came while the task was not parked.
+    token: AtomicBool,
+    pub(super) last_cpu: AtomicU32,
+    /// The task's user context, on its stack; null before the first run and after the end.
+    pub(super) context: AtomicPtr<UserContext>,
+    /// A signal or exit request wants the task to leave interruptible waits.
+    interrupted: AtomicBool,
+}
+
+impl Entity {
+    pub fn new(stack: Box<SavedStack>) -> Self {
+        Entity {
+            stack,
+            state: AtomicU8::new(RUNNABLE),
+            token: AtomicBool::new(false),
+            last_cpu: AtomicU32::new(0),
+            context: AtomicPtr::new(core::ptr::null_mut()),
+            interrupted: AtomicBool::new(false),
+        }
+    }
+
+    pub fn interrupted(&self) -> bool {
+        self.interrupted.load(SeqCst)
+    }
+
+    /// Set by whoever queues a signal (then unparks the task), cleared by the task when nothing is pending.
+    pub fn set_interrupted(&self, value: bool) {
+        self.interrupted.store(value, SeqCst);
+    }
+
+    pub fn set_context(&self, context: &mut UserContext) {
+        self.context.store(context, SeqCst);
+    }
+
+    /// The CPU it ran on last.
+    pub fn last_cpu(&self) -> usize {
+        self.last_cpu.load(Relaxed) as usize
+    }
+
+    pub fn is_parked(&self) -> bool {
+        self.state.load(Relaxed) == PARKED
+    }
+
+    /// Returns whether the task must now give up its CPU; false when a wake-up was there already.
+    pub(super) fn begin_park(&self) -> bool {
+        if self.token.swap(false, SeqCst) {
+            return false;
+        }
+        self.state.store(PARKED, SeqCst);
+        // A wake-up between the two either left a token or has queued the task.
+        if self.token.swap(false, SeqCst) {
+            return self.state.compare_exchange(PARKED, RUNNABLE, SeqCst, SeqCst).is_err();
+        }
+        true
+    }
+
+    /// Returns whether the caller must queue the task.
+    pub(super) fn end_park(&self) -> bool {
+        self.token.store(true, SeqCst);
+        if self.state.compare_exchange(PARKED, RUNNABLE, SeqCst, SeqCst).is_err() {
+            return false;
+        }
+        self.token.store(false, SeqCst);
+        true
+    }
+}
