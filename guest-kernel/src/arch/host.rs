@@ -25,9 +25,8 @@ pub fn init(params: &BootParams) {
 /// The configuration behind the boot parameters.
 pub fn config(params: &BootParams) -> Option<sentry_abi::config::SandboxConfig> {
     // SAFETY: the VMM wrote `config.size` bytes there before the sentry started and does not change them.
-    let bytes = unsafe {
-        core::slice::from_raw_parts(super::direct_map(params.config.base), params.config.size as usize)
-    };
+    let bytes =
+        unsafe { core::slice::from_raw_parts(super::direct_map(params.config.base), params.config.size as usize) };
     postcard::from_bytes(bytes).ok()
 }
 

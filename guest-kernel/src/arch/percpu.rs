@@ -20,7 +20,12 @@ pub struct PerCpu {
 static BLOCKS: [PerCpu; MAX_CPUS] = {
     const fn blocks() -> [PerCpu; MAX_CPUS] {
         let mut blocks = [const {
-            PerCpu { self_pointer: AtomicU64::new(0), index: 0, spin_depth: AtomicU32::new(0), native: native::CpuState::new() }
+            PerCpu {
+                self_pointer: AtomicU64::new(0),
+                index: 0,
+                spin_depth: AtomicU32::new(0),
+                native: native::CpuState::new(),
+            }
         }; MAX_CPUS];
         let mut i = 0;
         while i < MAX_CPUS {

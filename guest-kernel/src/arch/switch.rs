@@ -99,11 +99,21 @@ pub fn switch_between(from: *const SavedStack, to: *const SavedStack) {
 #[unsafe(naked)]
 unsafe extern "sysv64" fn switch(save: *mut u64, next: u64, left: *mut bool) {
     naked_asm!(
-        "push rbp", "push rbx", "push r12", "push r13", "push r14", "push r15",
+        "push rbp",
+        "push rbx",
+        "push r12",
+        "push r13",
+        "push r14",
+        "push r15",
         "mov [rdi], rsp",
         "mov rsp, rsi",
         "mov byte ptr [rdx], 0",
-        "pop r15", "pop r14", "pop r13", "pop r12", "pop rbx", "pop rbp",
+        "pop r15",
+        "pop r14",
+        "pop r13",
+        "pop r12",
+        "pop rbx",
+        "pop rbp",
         "ret",
     )
 }

@@ -134,7 +134,8 @@ impl AddressSpace {
         let shared = !vma.is_private();
         let extent = pager.fault(index, max, write && shared)?;
         let writable = shared && (write || !needs_write_notice(&extent)) && vma.prot.contains(Prot::WRITE);
-        let bits = PRESENT | USER | if writable { permission(vma.prot) } else { permission(vma.prot) & !(WRITE | DIRTY) };
+        let bits =
+            PRESENT | USER | if writable { permission(vma.prot) } else { permission(vma.prot) & !(WRITE | DIRTY) };
         let mut mapped = 0;
         for i in 0..extent.pages.min(max) {
             let Ok(entry) = inner.table.entry_or_create(page + i * PAGE_SIZE) else { break };

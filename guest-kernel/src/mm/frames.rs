@@ -38,7 +38,8 @@ pub fn init(params: &BootParams, limit: u64) -> Result<()> {
     let frames = super::kmem::reserve(pages * size_of::<Frame>()).ok_or(ENOMEM)?;
     let references = super::kmem::reserve(pages * size_of::<AtomicU32>()).ok_or(ENOMEM)?;
     // SAFETY: `reserve` gives zeroed, page-aligned kernel memory of that size for good; all zeros are valid elements.
-    let (frames, references) = unsafe { (LazyTable::from_memory(frames, pages), LazyTable::from_memory(references, pages)) };
+    let (frames, references) =
+        unsafe { (LazyTable::from_memory(frames, pages), LazyTable::from_memory(references, pages)) };
     *BUDDY.lock() = Buddy::new(frames.ok_or(ENOMEM)?, pages as u32);
     let references = references.ok_or(ENOMEM)?;
     REFERENCES.call_once(|| references);

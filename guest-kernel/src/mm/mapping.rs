@@ -166,7 +166,15 @@ impl AddressSpace {
     }
 
     /// mremap(2). `fixed`: the new address with MREMAP_FIXED; `keep`: MREMAP_DONTUNMAP.
-    pub fn remap(&self, old: u64, old_len: u64, new_len: u64, may_move: bool, fixed: Option<u64>, keep: bool) -> Result<u64> {
+    pub fn remap(
+        &self,
+        old: u64,
+        old_len: u64,
+        new_len: u64,
+        may_move: bool,
+        fixed: Option<u64>,
+        keep: bool,
+    ) -> Result<u64> {
         let old_end = checked_range(old, old_len.max(PAGE_SIZE), EINVAL)?;
         let mut inner = self.lock();
         let vma = find(&inner, old).ok_or(EFAULT)?.clone();
@@ -318,7 +326,10 @@ impl AddressSpace {
             }
             child.insert(&mut theirs, vma.clone());
             // Pages of objects come back by faults; what only this address space has must be copied.
-            if !vma.is_private() || vma.flags.contains(VmaFlags::WIPE_ON_FORK) || matches!(vma.kind, VmaKind::Kernel { .. }) {
+            if !vma.is_private()
+                || vma.flags.contains(VmaFlags::WIPE_ON_FORK)
+                || matches!(vma.kind, VmaKind::Kernel { .. })
+            {
                 continue;
             }
             let mut count = 0;

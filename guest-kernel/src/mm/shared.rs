@@ -6,8 +6,7 @@ use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use sentry_abi::layout::PAGE_SIZE;
 
 use super::{
-    Extent, FaultError, MappingList, Page, Pager,
-    frames,
+    Extent, FaultError, MappingList, Page, Pager, frames,
     io::{IoDst, IoSrc},
 };
 use crate::{errno::Result, sync::SpinLock};

@@ -16,8 +16,7 @@ use sentry_abi::{
 };
 
 use super::{
-    Pager,
-    frames,
+    Pager, frames,
     page_table::{self, PageTable},
     vma::{Vma, VmaKind},
 };
@@ -85,8 +84,12 @@ impl AddressSpace {
         let table = PageTable::new(TEMPLATE.load(Relaxed))?;
         let root = table.root();
         arch::create_space(root)?;
-        let inner =
-            Inner { table, vmas: BTreeMap::new(), layout: Layout { mmap_base: USER_TOP, ..Layout::default() }, total: 0 };
+        let inner = Inner {
+            table,
+            vmas: BTreeMap::new(),
+            layout: Layout { mmap_base: USER_TOP, ..Layout::default() },
+            total: 0,
+        };
         Ok(Arc::new_cyclic(|weak| AddressSpace {
             root,
             weak: weak.clone(),

@@ -212,7 +212,8 @@ impl AddressSpace {
             if addr == 0 {
                 return Ok(strings);
             }
-            let text = self.read_cstr(UserAddr(addr), 128 << 10).map_err(|e| if e == ENAMETOOLONG { E2BIG } else { e })?;
+            let text =
+                self.read_cstr(UserAddr(addr), 128 << 10).map_err(|e| if e == ENAMETOOLONG { E2BIG } else { e })?;
             *budget = budget.checked_sub(text.len() + 9).ok_or(E2BIG)?;
             strings.push(text);
         }

@@ -37,9 +37,15 @@ pub enum VmaKind {
     Anonymous,
     /// `offset` bytes into the object at the mapping's start; `max_prot` is what mprotect may give (a shared mapping of a
     /// file opened read-only never becomes writable).
-    Object { pager: Arc<dyn Pager>, offset: u64 },
+    Object {
+        pager: Arc<dyn Pager>,
+        offset: u64,
+    },
     /// Pages of the sentry shown to applications, read-only, without reference counts (vDSO and its data).
-    Kernel { gpa: u64, name: &'static str },
+    Kernel {
+        gpa: u64,
+        name: &'static str,
+    },
 }
 
 #[derive(Clone)]

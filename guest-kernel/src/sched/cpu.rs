@@ -100,7 +100,8 @@ impl Cpu {
     }
 
     pub fn has_work(&self) -> bool {
-        !self.queue.lock().is_empty() || all().iter().any(|c| c.queue.lock().iter().any(|t| !t.sched.stack.is_running()))
+        !self.queue.lock().is_empty()
+            || all().iter().any(|c| c.queue.lock().iter().any(|t| !t.sched.stack.is_running()))
     }
 
     /// The next task: of the own queue, else of another CPU's.
@@ -130,9 +131,8 @@ pub fn leave_user() {
 /// CPUs other than this one that run user code of `root`.
 pub fn user_cpus(root: u64) -> impl Iterator<Item = usize> {
     let me = arch::cpu_index();
-    (0..cpus_online()).filter(move |&i| {
-        i != me && CPUS[i].state() == CpuState::User && CPUS[i].root.load(Relaxed) == root
-    })
+    (0..cpus_online())
+        .filter(move |&i| i != me && CPUS[i].state() == CpuState::User && CPUS[i].root.load(Relaxed) == root)
 }
 
 /// Whether `cpu` runs user code of `root`.

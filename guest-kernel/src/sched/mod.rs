@@ -11,7 +11,9 @@ pub mod timer;
 use alloc::{boxed::Box, sync::Arc};
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 
-pub use cpu::{CpuState, cpus_online, describe, in_user, kernel_cpus, leave_user, others_in_kernel, set_cpu_count, user_cpus};
+pub use cpu::{
+    CpuState, cpus_online, describe, in_user, kernel_cpus, leave_user, others_in_kernel, set_cpu_count, user_cpus,
+};
 pub use entity::Entity;
 
 use self::cpu::{CPUS, Cpu};
