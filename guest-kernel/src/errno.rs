@@ -119,7 +119,7 @@ errnos! {
     EPIPE 32 "Broken pipe",
     EDOM 33 "Numerical argument out of domain",
     ERANGE 34 "Numerical result out of range",
-    EDEADLOCK 35 "Resource deadlock avoided",
+    EDEADLK 35 "Resource deadlock avoided",
     ENAMETOOLONG 36 "File name too long",
     ENOLCK 37 "No locks available",
     ENOSYS 38 "Function not implemented",
@@ -216,3 +216,6 @@ errnos! {
     ENOTRECOVERABLE 131 "State not recoverable",
     ERFKILL 132 "Operation not possible due to RF-kill",
 }
+
+/// The same number as ENOTSUP on Linux.
+pub const EOPNOTSUPP: Error = ENOTSUP;

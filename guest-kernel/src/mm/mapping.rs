@@ -136,10 +136,11 @@ impl AddressSpace {
     }
 
     /// Moves the break; returns the break in force (brk(2) never fails in the kernel ABI).
-    pub fn set_brk(&self, wanted: u64, limit: u64) -> u64 {
+    pub fn set_brk(&self, wanted: u64) -> u64 {
         let mut inner = self.lock();
         let layout = inner.layout;
-        if wanted < layout.start_brk || wanted - layout.start_brk > limit || wanted > USER_TOP - (16 << 20) {
+        if wanted < layout.start_brk || wanted - layout.start_brk > self.data_limit() || wanted > USER_TOP - (16 << 20)
+        {
             return layout.brk;
         }
         let page = |a: u64| a.next_multiple_of(PAGE_SIZE);

@@ -10,7 +10,20 @@ mod mapping;
 pub mod page_table;
 mod pager;
 pub mod shared;
+mod atomic {
+    pub use core::sync::atomic::{AtomicU64, Ordering, fence};
+}
+macro_rules! constructor {
+    ($value:expr) => {
+        #[allow(clippy::new_without_default)]
+        pub const fn new() -> Self {
+            $value
+        }
+    };
+}
+pub mod shootdown;
 mod space;
+pub mod syscalls;
 pub mod table;
 pub mod user;
 mod vma;

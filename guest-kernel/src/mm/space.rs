@@ -18,6 +18,7 @@ use sentry_abi::{
 use super::{
     Pager, frames,
     page_table::{self, PageTable},
+    shootdown::{Followed, Generation},
     vma::{Vma, VmaKind},
 };
 use crate::{
@@ -50,13 +51,14 @@ pub struct AddressSpace {
     pub(super) weak: Weak<AddressSpace>,
     pub(super) inner: Mutex<Inner>,
     /// Raised by every flush that other CPUs must follow.
-    generation: AtomicU64,
-    seen: [AtomicU64; MAX_CPUS],
+    generation: Generation,
+    followed: [Followed; MAX_CPUS],
     /// Pages mapped, for RSS.
     pub(super) resident: AtomicU64,
     /// Highest RSS so far, pages.
     pub(super) peak: AtomicU64,
     limit_stack: AtomicU64,
+    limit_data: AtomicU64,
     limit_total: AtomicU64,
 }
 
@@ -94,11 +96,12 @@ impl AddressSpace {
             root,
             weak: weak.clone(),
             inner: Mutex::new(inner),
-            generation: AtomicU64::new(1),
-            seen: [const { AtomicU64::new(0) }; MAX_CPUS],
+            generation: Generation::new(),
+            followed: [const { Followed::new() }; MAX_CPUS],
             resident: AtomicU64::new(0),
             peak: AtomicU64::new(0),
             limit_stack: AtomicU64::new(8 << 20),
+            limit_data: AtomicU64::new(u64::MAX),
             limit_total: AtomicU64::new(u64::MAX),
         }))
     }
@@ -140,11 +143,9 @@ impl AddressSpace {
     #[inline]
     pub fn synchronize(&self) {
         let cpu = arch::cpu_index();
-        let now = self.generation.load(SeqCst);
-        if self.seen[cpu].load(Relaxed) == now {
+        if !self.generation.must_follow(&self.followed[cpu]) {
             return;
         }
-        self.seen[cpu].store(now, Relaxed);
         // Loading another root flushes; staying on the same one needs it spelt out.
         if LOADED[cpu].swap(self.root, Relaxed) == self.root {
             arch::flush(self.root, 0, u64::MAX);
@@ -157,8 +158,7 @@ impl AddressSpace {
         if arch::flush(self.root, start, end - start) {
             return;
         }
-        let now = self.generation.fetch_add(1, SeqCst) + 1;
-        self.seen[arch::cpu_index()].store(now, Relaxed);
+        let target = self.generation.raise(&self.followed[arch::cpu_index()]);
         let mut waiting: smallvec::SmallVec<[usize; 8]> = smallvec::SmallVec::new();
         for cpu in sched::user_cpus(self.root) {
             count(Counter::Shootdowns);
@@ -167,16 +167,21 @@ impl AddressSpace {
         }
         // They leave user mode at once; before they come back they follow the generation.
         for cpu in waiting {
-            while sched::in_user(cpu, self.root) && self.seen[cpu].load(SeqCst) < now {
+            while Generation::is_behind(sched::view(cpu), &self.followed[cpu], self.root, target) {
                 core::hint::spin_loop();
             }
         }
     }
 
-    /// RLIMIT_STACK and RLIMIT_AS, which the owner keeps up to date.
-    pub fn set_limits(&self, stack: u64, total: u64) {
+    /// RLIMIT_STACK, RLIMIT_DATA and RLIMIT_AS in bytes, which the process keeps up to date.
+    pub fn set_limits(&self, stack: u64, data: u64, total: u64) {
         self.limit_stack.store(stack, Relaxed);
+        self.limit_data.store(data, Relaxed);
         self.limit_total.store(total, Relaxed);
+    }
+
+    pub(super) fn data_limit(&self) -> u64 {
+        self.limit_data.load(Relaxed)
     }
 
     pub(super) fn stack_limit(&self) -> u64 {

@@ -10,6 +10,7 @@ use sentry_abi::boot::MAX_CPUS;
 
 use crate::{
     arch::{self, switch::SavedStack},
+    mm::shootdown::CpuView,
     sync::SpinLock,
     task::Task,
 };
@@ -33,8 +34,7 @@ pub struct Cpu {
     pub leaving: SpinLock<Option<Arc<Task>>>,
     pub idle: SavedStack,
     state: AtomicU8,
-    /// Root of the address space in use, while `state` is User.
-    root: AtomicU64,
+    view: CpuView,
     /// Deadline the timer is armed for.
     pub armed: AtomicU64,
     /// When the running task must give way; `u64::MAX` while nobody waits.
@@ -48,7 +48,7 @@ pub static CPUS: [Cpu; MAX_CPUS] = [const {
         leaving: SpinLock::new(None),
         idle: SavedStack::boot(),
         state: AtomicU8::new(CpuState::Offline as u8),
-        root: AtomicU64::new(0),
+        view: CpuView::new(),
         armed: AtomicU64::new(u64::MAX),
         slice_end: AtomicU64::new(u64::MAX),
     }
@@ -91,8 +91,8 @@ impl Cpu {
     }
 
     pub fn enter_user(&self, root: u64) {
-        self.root.store(root, Relaxed);
         self.set_state(CpuState::User);
+        self.view.enter(root);
     }
 
     pub fn is_idle(&self) -> bool {
@@ -125,19 +125,20 @@ impl Cpu {
 
 /// User mode has ended on this CPU.
 pub fn leave_user() {
-    CPUS[arch::cpu_index()].set_state(CpuState::Kernel);
+    let cpu = &CPUS[arch::cpu_index()];
+    cpu.set_state(CpuState::Kernel);
+    cpu.view.leave();
 }
 
 /// CPUs other than this one that run user code of `root`.
 pub fn user_cpus(root: u64) -> impl Iterator<Item = usize> {
     let me = arch::cpu_index();
-    (0..cpus_online())
-        .filter(move |&i| i != me && CPUS[i].state() == CpuState::User && CPUS[i].root.load(Relaxed) == root)
+    (0..cpus_online()).filter(move |&i| i != me && CPUS[i].view.is_in(root))
 }
 
-/// Whether `cpu` runs user code of `root`.
-pub fn in_user(cpu: usize, root: u64) -> bool {
-    CPUS[cpu].state() == CpuState::User && CPUS[cpu].root.load(Relaxed) == root
+/// What `cpu` publishes of itself for shootdowns.
+pub fn view(cpu: usize) -> &'static CpuView {
+    &CPUS[cpu].view
 }
 
 /// CPUs that may hold translated user addresses: in the kernel, this one included.

@@ -12,7 +12,7 @@ use alloc::{boxed::Box, sync::Arc};
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 pub use cpu::{
-    CpuState, cpus_online, describe, in_user, kernel_cpus, leave_user, others_in_kernel, set_cpu_count, user_cpus,
+    CpuState, cpus_online, describe, kernel_cpus, leave_user, others_in_kernel, set_cpu_count, user_cpus, view,
 };
 pub use entity::Entity;
 

@@ -28,10 +28,6 @@ pub fn configure(config: &sentry_abi::config::Strace) {
     ENABLED.store(config.enabled, Relaxed);
 }
 
-pub fn set_enabled(enabled: bool) {
-    ENABLED.store(enabled, Relaxed);
-}
-
 /// Whether this call is traced.
 pub(super) fn enter(cur: &Current, call: Option<&Syscall>, args: &[u64; 6]) -> bool {
     if !ENABLED.load(Relaxed) {
