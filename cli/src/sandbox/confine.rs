@@ -1,0 +1,155 @@
+//! What our own processes give up before the application runs: the file system, privileges, and the way to get them
+//! back. A layer that the environment refuses is named with --debug and left out; none is needed for the others to work.
+
+use std::{fs, os::fd::OwnedFd};
+
+use anyhow::{Context, Result};
+use rustix::{
+    fs::{CWD, Mode, OFlags},
+    mount::{
+        MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_change, mount_remount,
+        move_mount, open_tree, unmount,
+    },
+    process::{DumpableBehavior, Resource, Rlimit, Signal, chdir, getrlimit, pivot_root, setrlimit},
+    thread::{CapabilitySet, CapabilitySets, Gid, Uid, UnshareFlags},
+};
+
+/// The user that a sandbox runs as when it may choose: nobody.
+const NOBODY: u32 = 65534;
+/// A directory that exists wherever we can run; the empty root is mounted on it for a moment.
+const PLACE: &str = "/proc";
+
+/// Dies with the process that made it.
+pub fn die_with_parent() {
+    layer("death signal", rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(Into::into));
+}
+
+pub fn outlive_parent() {
+    layer("death signal", rustix::process::set_parent_process_death_signal(None).map_err(Into::into));
+}
+
+/// Tells of a layer that is missing.
+fn layer(name: &str, result: Result<()>) -> bool {
+    match result {
+        Ok(()) => {
+            log::debug!("confinement: {name}");
+            true
+        }
+        Err(error) => {
+            log::debug!("confinement: missing: {name}: {error:#}");
+            false
+        }
+    }
+}
+
+/// An empty read-only file system becomes the root. With `proc_fds`, it has only /proc/self/fd, through which an O_PATH
+/// descriptor is opened again.
+pub fn empty_root(proc_fds: bool) -> bool {
+    layer("empty root", make_empty_root(proc_fds))
+}
+
+fn make_empty_root(proc_fds: bool) -> Result<()> {
+    rustix::fs::stat(PLACE).context(PLACE)?;
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).context("private mounts")?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    let process = if proc_fds { Some(own_descriptors()?) } else { None };
+    mount("runsc", PLACE, "tmpfs", flags, c"size=64k,mode=0555").context("mount tmpfs")?;
+    if let Some(process) = process {
+        let target = format!("{PLACE}/proc/self/fd");
+        fs::create_dir_all(&target).with_context(|| target.clone())?;
+        move_mount(&process, "", CWD, &*target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+            .context("place /proc/self/fd")?;
+    }
+    chdir(PLACE).context(PLACE)?;
+    pivot_root(".", ".").context("pivot_root")?;
+    unmount(".", UnmountFlags::DETACH).context("leave the old root")?;
+    chdir("/").context("/")?;
+    mount_remount("/", MountFlags::BIND | MountFlags::RDONLY | flags, c"").context("read-only root")?;
+    Ok(())
+}
+
+/// A mount of this process's /proc/self/fd that is attached nowhere. The directory is its root, so that nothing else of
+/// procfs can be reached through it.
+fn own_descriptors() -> Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    open_tree(CWD, "/proc/self/fd", flags).context("open_tree /proc/self/fd")
+}
+
+/// A mount namespace of its own, where the process was not made in one.
+pub fn own_mounts() -> bool {
+    layer("mount namespace", rustix::thread::unshare(UnshareFlags::NEWNS).map_err(Into::into))
+}
+
+/// Becomes nobody when it is root, in a user namespace of its own; then it has no capability and cannot gain one.
+pub fn drop_privileges() {
+    if rustix::process::geteuid().is_root() {
+        layer("user nobody", become_nobody());
+    }
+    layer("user namespace", rustix::thread::unshare(UnshareFlags::NEWUSER).map_err(Into::into));
+    keep_capabilities(CapabilitySet::empty());
+    // A change of user made it undumpable, and stubs that inherit that could not be traced.
+    layer(
+        "traceable stubs",
+        rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable).map_err(Into::into),
+    );
+}
+
+fn become_nobody() -> Result<()> {
+    rustix::thread::set_thread_groups(&[]).context("setgroups")?;
+    let gid = Gid::from_raw(NOBODY);
+    rustix::thread::set_thread_res_gid(gid, gid, gid).context("setresgid")?;
+    let uid = Uid::from_raw(NOBODY);
+    rustix::thread::set_thread_res_uid(uid, uid, uid).context("setresuid")?;
+    Ok(())
+}
+
+/// Gives up every other capability for good.
+pub fn keep_capabilities(keep: CapabilitySet) -> bool {
+    let drop = || -> Result<()> {
+        let now = rustix::thread::capabilities(None).context("capget")?;
+        for cap in CapabilitySet::all().difference(keep).iter() {
+            // EINVAL: this kernel has fewer.
+            match rustix::thread::remove_capability_from_bounding_set(cap) {
+                Ok(()) | Err(rustix::io::Errno::INVAL) => {}
+                Err(error) => {
+                    log::debug!("confinement: missing: bounding set: {error}");
+                    break;
+                }
+            }
+        }
+        let _ = rustix::thread::clear_ambient_capability_set();
+        let kept = keep & now.permitted;
+        let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
+        rustix::thread::set_capabilities(None, sets).context("capset")
+    };
+    let dropped = layer("capabilities", drop());
+    layer("no new privileges", rustix::thread::set_no_new_privs(true).map_err(Into::into)) && dropped
+}
+
+/// What the gofer needs to act on files as their owners would.
+pub fn file_capabilities() -> CapabilitySet {
+    CapabilitySet::CHOWN
+        | CapabilitySet::DAC_OVERRIDE
+        | CapabilitySet::DAC_READ_SEARCH
+        | CapabilitySet::FOWNER
+        | CapabilitySet::FSETID
+        | CapabilitySet::MKNOD
+        | CapabilitySet::SETFCAP
+}
+
+/// As many descriptors as allowed, no core file.
+pub fn limits() {
+    let files = getrlimit(Resource::Nofile);
+    layer("descriptors", setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }).map_err(Into::into));
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    layer("no core files", setrlimit(Resource::Core, none).map_err(Into::into));
+}
+
+/// Standard streams of our own lead nowhere; what was there belongs to the application.
+pub fn null_streams() -> Result<()> {
+    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).context("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null).context("stdin")?;
+    rustix::stdio::dup2_stdout(&null).context("stdout")?;
+    rustix::stdio::dup2_stderr(&null).context("stderr")?;
+    Ok(())
+}

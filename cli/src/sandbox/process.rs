@@ -1,0 +1,66 @@
+//! Making processes that go on in this program: fork with namespaces, and closing what is not theirs.
+
+use std::os::fd::RawFd;
+
+use anyhow::{Context, Result, bail};
+use rustix::process::Pid;
+
+/// Which side of a fork this is.
+pub enum Fork {
+    Parent(Pid),
+    Child,
+}
+
+/// Forks into new namespaces (CLONE_NEW*). The child has only this thread.
+pub fn fork(namespaces: libc::c_int) -> std::io::Result<Fork> {
+    let flags = (namespaces | libc::SIGCHLD) as libc::c_ulong;
+    // SAFETY: without CLONE_VM and with a null stack this is fork(2): the child has a copy of everything. The callers are
+    // single-threaded (checked below), so no lock can be held by a thread that the child lacks.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0usize, 0usize, 0usize, 0usize) };
+    match pid {
+        -1 => Err(std::io::Error::last_os_error()),
+        0 => Ok(Fork::Child),
+        pid => match Pid::from_raw(pid as i32) {
+            Some(pid) => Ok(Fork::Parent(pid)),
+            None => Err(std::io::ErrorKind::InvalidData.into()),
+        },
+    }
+}
+
+/// Forking is only sound with one thread.
+pub fn check_single_threaded() -> Result<()> {
+    let threads = std::fs::read_dir("/proc/self/task").context("/proc/self/task")?.count();
+    if threads != 1 {
+        bail!("{threads} threads run where a process is to be made");
+    }
+    Ok(())
+}
+
+/// Ends this process at once: no destructors, which belong to the process it was forked from.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit(2) only ends the process.
+    unsafe { libc::_exit(code) }
+}
+
+/// Closes every descriptor that is not listed.
+pub fn close_all_but(keep: &[RawFd]) -> Result<()> {
+    let mut keep: Vec<u32> = keep.iter().filter_map(|fd| u32::try_from(*fd).ok()).collect();
+    keep.sort_unstable();
+    let mut from = 0;
+    for fd in keep {
+        if fd > from {
+            close_range(from, fd - 1)?;
+        }
+        from = from.max(fd + 1);
+    }
+    close_range(from, u32::MAX)
+}
+
+fn close_range(first: u32, last: u32) -> Result<()> {
+    // SAFETY: closing descriptors of others is what this is for; the callers list all that are still owned.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    if result != 0 {
+        return Err(std::io::Error::last_os_error()).context("close_range");
+    }
+    Ok(())
+}
