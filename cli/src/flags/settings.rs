@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::ArgMatches;
 
 use super::table::{self, Effect, Flag, Kind};
@@ -54,6 +54,9 @@ pub struct Settings {
     pub watchdog_panics: bool,
     pub cpu_num_from_quota: bool,
     pub allow_flag_override: bool,
+    pub version: bool,
+    /// What it was made from, for overrides.
+    values: Values,
     /// Every flag that was set, in the order of the table, for the banner.
     pub given: Vec<(&'static str, String)>,
     /// About flags without effect, for the log once there is one.
@@ -110,7 +113,7 @@ fn parse_bool(value: &str) -> Option<bool> {
 
 impl Settings {
     /// `internal`: the command is boot or gofer.
-    pub fn new(values: &Values, internal: bool) -> Result<Settings> {
+    pub fn new(values: Values, internal: bool) -> Result<Settings> {
         let mut given = Vec::new();
         let mut warnings = Vec::new();
         for (flag, value) in &values.0 {
@@ -173,6 +176,8 @@ impl Settings {
             watchdog_panics: text("watchdog-action") == "panic",
             cpu_num_from_quota: boolean("cpu-num-from-quota"),
             allow_flag_override: boolean("allow-flag-override"),
+            version: boolean("version"),
+            values: Values::default(),
             given,
             warnings,
         };
@@ -185,7 +190,28 @@ impl Settings {
         if settings.root.as_os_str().len() > 4000 {
             bail!("flag --root: the path is too long");
         }
+        settings.values = values;
         Ok(settings)
+    }
+
+    /// With flags that a bundle sets by annotations, which the caller must have allowed. The state directory and the
+    /// logs are the caller's.
+    pub fn with_overrides<'a>(self, flags: impl Iterator<Item = (&'a str, &'a str)>) -> Result<Settings> {
+        let mut values = self.values.clone();
+        let mut any = false;
+        for (name, value) in flags {
+            if !self.allow_flag_override {
+                bail!("annotation dev.gvisor.flag.{name}: needs the flag --allow-flag-override");
+            }
+            let flag = table::find(name).with_context(|| format!("annotation dev.gvisor.flag.{name}: no such flag"))?;
+            if name == "root" || name == "allow-flag-override" || name.contains("log") && name != "strace-log-size" {
+                bail!("annotation dev.gvisor.flag.{name}: this flag is the caller's alone");
+            }
+            check_value(flag, value).with_context(|| format!("annotation dev.gvisor.flag.{name}"))?;
+            values.set(flag, value);
+            any = true;
+        }
+        if any { Settings::new(values, false) } else { Ok(self) }
     }
 }
 
@@ -239,7 +265,7 @@ mod tests {
         for (name, value) in pairs {
             values.set(table::find(name).expect("known flag"), value);
         }
-        Settings::new(&values, false)
+        Settings::new(values, false)
     }
 
     #[test]
@@ -265,6 +291,16 @@ mod tests {
             assert!(error.contains(&format!("--{name}")), "{error}");
         }
         assert!(with(&[("platform", "qemu")]).expect_err("qemu").to_string().contains("kvm, ptrace"));
+    }
+
+    #[test]
+    fn overrides_need_permission() {
+        let over = |allowed: &str, name: &str| {
+            with(&[("allow-flag-override", allowed)]).and_then(|s| s.with_overrides([(name, "true")].into_iter()))
+        };
+        assert!(over("true", "strace").expect("allowed").strace);
+        assert!(over("false", "strace").is_err());
+        assert!(over("true", "root").is_err() && over("true", "debug-log").is_err() && over("true", "nope").is_err());
     }
 
     #[test]

@@ -144,7 +144,7 @@ impl Mounts {
 }
 
 /// A mount point: absolute, without `.`, `..` and doubled slashes.
-fn target(path: &Path) -> Result<String> {
+pub fn target(path: &Path) -> Result<String> {
     if path.as_os_str().len() >= PATH_MAX {
         bail!("the path is too long");
     }

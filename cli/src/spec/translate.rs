@@ -260,7 +260,7 @@ mod tests {
     fn plan_of(json: serde_json::Value) -> Result<Plan> {
         let (spec, warnings) = super::super::bundle::parse(json.to_string().as_bytes())?;
         let bundle = Bundle { dir: "/bundle".into(), spec, warnings };
-        plan("c1", &bundle, &Settings::new(&Values::default(), false)?)
+        plan("c1", &bundle, &Settings::new(Values::default(), false)?)
     }
 
     fn config(process: serde_json::Value) -> serde_json::Value {
@@ -273,7 +273,7 @@ mod tests {
         let (spec, warnings) = super::super::bundle::parse(&text).expect("template parses");
         assert_eq!(warnings, Vec::<String>::new());
         let bundle = Bundle { dir: "/bundle".into(), spec, warnings };
-        let plan = plan("c1", &bundle, &Settings::new(&Values::default(), false).expect("defaults")).expect("plan");
+        let plan = plan("c1", &bundle, &Settings::new(Values::default(), false).expect("defaults")).expect("plan");
         assert_eq!(plan.roots[0].path, std::path::Path::new("/bundle/rootfs"));
         assert!(plan.roots[0].readonly && plan.terminal);
     }

@@ -1,0 +1,209 @@
+//! What create, run and do share: from a plan to a sandbox with its state on disk.
+
+use std::{
+    fs,
+    io::Write,
+    os::{
+        fd::OwnedFd,
+        unix::{ffi::OsStrExt, net::UnixListener},
+    },
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use clap::ArgMatches;
+
+use crate::{
+    args,
+    flags::Settings,
+    platform,
+    sandbox::{self, Launch, Sandbox, stdio::Streams},
+    spec::{
+        bundle::{self, Bundle},
+        mounts::HostRoot,
+        translate::{self, Plan},
+    },
+    store::{Entry, Record, Store},
+};
+
+/// A container that is in place and has not begun.
+pub struct Made {
+    pub sandbox: Sandbox,
+    pub entry: Entry,
+    pub record: Record,
+}
+
+/// How create and run were called.
+pub struct Call {
+    pub id: String,
+    pub bundle: Bundle,
+    pid_file: Option<PathBuf>,
+    console_socket: Option<PathBuf>,
+    preserve_fds: u32,
+}
+
+impl Call {
+    pub fn new(matches: &ArgMatches) -> Result<Call> {
+        let id = super::id(matches)?;
+        let dir = args::os(matches, "bundle").map_or_else(|| PathBuf::from("."), PathBuf::from);
+        let preserve_fds = match args::os(matches, "preserve-fds") {
+            Some(n) => n.to_str().and_then(|n| n.parse().ok()).context("--preserve-fds: not a number")?,
+            None => 0,
+        };
+        Ok(Call {
+            id,
+            bundle: bundle::load(&dir)?,
+            pid_file: args::os(matches, "pid-file").map(PathBuf::from),
+            console_socket: args::os(matches, "console-socket").map(PathBuf::from),
+            preserve_fds,
+        })
+    }
+
+    /// Makes the container of a bundle.
+    pub fn make(&self, settings: Settings, foreground: bool) -> Result<Made> {
+        let settings = self.overridden(settings)?;
+        let store = Store::new(&settings.root);
+        // Taken first: nothing else is worth doing under a name that is in use.
+        let entry = store.create(&self.id)?;
+        let plan = translate::plan(&self.id, &self.bundle, &settings)?;
+        for warning in &plan.warnings {
+            log::warn!("{}: {warning}", self.bundle.dir.join("config.json").display());
+        }
+        let streams = self.streams(&plan, foreground)?;
+        let rootfs = plan.roots.first().map(|r| r.path.clone()).unwrap_or_default();
+        let mut record = Record::new(&self.id, &self.bundle.dir, &rootfs);
+        record.annotations = self.bundle.spec.annotations().clone().unwrap_or_default().into_iter().collect();
+        let made = make(entry, record, plan.config, &plan.roots, plan.vcpus, streams, settings, foreground)?;
+        if let Some(path) = &self.pid_file {
+            write_pid(path, made.sandbox.process.pid)?;
+        }
+        Ok(made)
+    }
+
+    /// Flags that annotations of the bundle set, where that is allowed.
+    fn overridden(&self, settings: Settings) -> Result<Settings> {
+        let annotations = self.bundle.spec.annotations().iter().flatten();
+        let flags = annotations.filter_map(|(k, v)| Some((k.strip_prefix("dev.gvisor.flag.")?, v.as_str())));
+        settings.with_overrides(flags)
+    }
+
+    fn streams(&self, plan: &Plan, foreground: bool) -> Result<Streams> {
+        match (&self.console_socket, plan.terminal) {
+            (Some(path), true) => {
+                let tty = terminal_for(path, plan.console_size)?;
+                Streams::terminal(&tty)
+            }
+            (Some(_), false) => bail!("--console-socket: process.terminal is false, the container has no terminal"),
+            (None, true) if !foreground => {
+                bail!("process.terminal is true: a container that is detached needs --console-socket")
+            }
+            (None, _) => Streams::inherit(self.preserve_fds),
+        }
+    }
+}
+
+/// Makes a sandbox and writes its state; a failure leaves neither.
+#[allow(clippy::too_many_arguments)]
+pub fn make(
+    entry: Entry,
+    mut record: Record,
+    mut config: sentry_abi::config::SandboxConfig,
+    roots: &[HostRoot],
+    vcpus: u32,
+    streams: Streams,
+    settings: Settings,
+    foreground: bool,
+) -> Result<Made> {
+    let launched = (|| {
+        let backend = platform::choose(settings.platform, &settings.root)?;
+        let roots = sandbox::open_roots(roots)?;
+        let control_path = entry.control_socket();
+        let control = bind(&control_path)?;
+        config.container.process.terminal = streams.stdin_is_terminal();
+        record.platform = backend.name().into();
+        let sandbox = sandbox::launch(Launch {
+            id: record.id.clone(),
+            config,
+            roots,
+            vcpus,
+            backend,
+            streams,
+            foreground,
+            control,
+            control_path,
+            exit_file: entry.exit_file()?,
+            settings,
+        })?;
+        record.process = Some(sandbox.process);
+        // In the foreground nobody sees it before it is started.
+        record.started = foreground;
+        entry.save(&record)?;
+        Ok(sandbox)
+    })();
+    match launched {
+        Ok(sandbox) => Ok(Made { sandbox, entry, record }),
+        Err(error) => {
+            let _ = entry.remove();
+            Err(error)
+        }
+    }
+}
+
+impl Made {
+    /// Removes the state of a container that did not come to be.
+    pub fn undo(self) {
+        drop(self.sandbox);
+        if let Err(error) = self.entry.remove() {
+            log::warn!("{error:#}");
+        }
+    }
+}
+
+/// Listens at a path of any length, for its owner alone.
+fn bind(path: &Path) -> Result<UnixListener> {
+    let what = || format!("control socket {}", path.display());
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else { bail!("{}: not a path", what()) };
+    let dir: OwnedFd = fs::File::open(parent).with_context(what)?.into();
+    let short = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&dir))).join(name);
+    UnixListener::bind(short).with_context(what)
+}
+
+/// A new terminal: its master goes over the socket, its slave is for the container.
+fn terminal_for(socket: &Path, size: Option<(u16, u16)>) -> Result<OwnedFd> {
+    use rustix::{
+        fs::{Mode, OFlags},
+        net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},
+        pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+    };
+    let what = || format!("--console-socket {}", socket.display());
+    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).context("make a terminal")?;
+    grantpt(&master).context("grant the terminal")?;
+    unlockpt(&master).context("unlock the terminal")?;
+    let name = ptsname(&master, Vec::new()).context("name of the terminal")?;
+    let slave = rustix::fs::open(&name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())
+        .context("open the terminal")?;
+    if let Some((rows, columns)) = size {
+        let size = rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        rustix::termios::tcsetwinsize(&slave, size).context("size of the terminal")?;
+    }
+    let stream = std::os::unix::net::UnixStream::connect(socket).with_context(what)?;
+    let fds = [std::os::fd::AsFd::as_fd(&master)];
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    control.push(SendAncillaryMessage::ScmRights(&fds));
+    let bytes = name.to_bytes();
+    sendmsg(&stream, &[std::io::IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL).with_context(what)?;
+    Ok(slave)
+}
+
+/// Written under another name and renamed: callers read it as soon as it is there.
+fn write_pid(path: &Path, pid: i32) -> Result<()> {
+    let what = || format!("--pid-file {}", path.display());
+    let Some(name) = path.file_name() else { bail!("{}: not a path of a file", what()) };
+    let mut temporary = b".".to_vec();
+    temporary.extend_from_slice(name.as_bytes());
+    let temporary = path.with_file_name(std::ffi::OsStr::from_bytes(&temporary));
+    let mut file = fs::File::create(&temporary).with_context(what)?;
+    file.write_all(pid.to_string().as_bytes()).with_context(what)?;
+    fs::rename(&temporary, path).with_context(what)
+}

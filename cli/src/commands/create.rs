@@ -1,0 +1,46 @@
+//! `runsc create` and `runsc start`: a container in two steps, as engines make them.
+
+use anyhow::{Context, Result, bail};
+use clap::ArgMatches;
+use devices::control::Client;
+
+use super::container::Call;
+use crate::{
+    flags::Settings,
+    sandbox::InitError,
+    store::{Status, Store},
+};
+
+pub fn create(settings: Settings, matches: &ArgMatches) -> Result<i32> {
+    let call = Call::new(matches)?;
+    let mut made = call.make(settings, false)?;
+    if let Err(error) = made.sandbox.ready() {
+        made.undo();
+        return Err(error);
+    }
+    made.sandbox.detach()?;
+    Ok(0)
+}
+
+pub fn start(settings: &Settings, matches: &ArgMatches) -> Result<i32> {
+    let id = super::id(matches)?;
+    let store = Store::new(&settings.root);
+    let entry = store.open(&id)?;
+    let mut record = entry.load()?.with_context(|| format!("container {id} does not exist"))?;
+    match record.status() {
+        Status::Created => {}
+        status => bail!("cannot start container {id}: it is {}", status.name()),
+    }
+    let mut client = Client::connect(&entry.control_socket())?;
+    if let Err(error) = client.start(&id) {
+        // The sandbox names what was to be run; its errno says what is wrong with it.
+        let errno = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+        return match errno {
+            Some(errno) => Err(InitError::new(errno, error.to_string()).into()),
+            None => Err(error),
+        };
+    }
+    record.started = true;
+    entry.save(&record)?;
+    Ok(0)
+}

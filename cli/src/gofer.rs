@@ -1,0 +1,60 @@
+//! The gofer's process: it may reach the container's files and nothing else.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+
+use anyhow::{Context, Result};
+use devices::gofer::{GoferConfig, Root, serve};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::{
+    flags::Settings,
+    logging,
+    sandbox::{confine, handover, process, signals},
+};
+
+/// What the VMM gives the gofer it makes.
+pub struct Gofer {
+    pub roots: Vec<Root>,
+    pub kick: EventFd,
+    pub call: EventFd,
+    pub vmm_socket: OwnedFd,
+    pub settings: Settings,
+    pub id: String,
+}
+
+/// In the new process; never returns to what it was forked from.
+pub fn main(gofer: Gofer) -> ! {
+    confine::die_with_parent();
+    let code = match run(gofer) {
+        Ok(()) => 0,
+        Err(error) => {
+            log::error!("gofer: {error:#}");
+            1
+        }
+    };
+    process::exit_now(code)
+}
+
+fn run(gofer: Gofer) -> Result<()> {
+    signals::reset();
+    logging::init(&gofer.settings, "gofer", &gofer.id)?;
+    confine::null_streams()?;
+    let mut keep = vec![0, 1, 2];
+    keep.extend(logging::descriptors());
+    keep.extend(gofer.roots.iter().map(|r| r.fd.as_raw_fd()));
+    keep.extend([gofer.kick.as_raw_fd(), gofer.call.as_raw_fd(), gofer.vmm_socket.as_raw_fd()]);
+    process::close_all_but(&keep)?;
+
+    confine::limits();
+    confine::own_mounts();
+    confine::empty_root(true);
+    confine::keep_capabilities(confine::file_capabilities());
+    let device_fd = handover::receive(gofer.vmm_socket.as_fd()).context("wait for the VMM")?;
+    serve(GoferConfig {
+        roots: gofer.roots,
+        device_fd,
+        kick: gofer.kick,
+        call: gofer.call,
+        vmm_socket: gofer.vmm_socket,
+    })
+}
