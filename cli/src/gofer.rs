@@ -4,9 +4,9 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use anyhow::{Context, Result};
 use devices::gofer::{GoferConfig, Root, serve};
-use vmm_sys_util::eventfd::EventFd;
 
 use crate::{
+    boot::machine::Events,
     flags::Settings,
     logging,
     sandbox::{confine, handover, process, signals},
@@ -15,8 +15,7 @@ use crate::{
 /// What the VMM gives the gofer it makes.
 pub struct Gofer {
     pub roots: Vec<Root>,
-    pub kick: EventFd,
-    pub call: EventFd,
+    pub events: Events,
     pub vmm_socket: OwnedFd,
     pub settings: Settings,
     pub id: String,
@@ -42,7 +41,8 @@ fn run(gofer: Gofer) -> Result<()> {
     let mut keep = vec![0, 1, 2];
     keep.extend(logging::descriptors());
     keep.extend(gofer.roots.iter().map(|r| r.fd.as_raw_fd()));
-    keep.extend([gofer.kick.as_raw_fd(), gofer.call.as_raw_fd(), gofer.vmm_socket.as_raw_fd()]);
+    keep.extend(gofer.events.descriptors());
+    keep.push(gofer.vmm_socket.as_raw_fd());
     process::close_all_but(&keep)?;
 
     confine::limits();
@@ -50,11 +50,13 @@ fn run(gofer: Gofer) -> Result<()> {
     confine::empty_root(true);
     confine::keep_capabilities(confine::file_capabilities());
     let device_fd = handover::receive(gofer.vmm_socket.as_fd()).context("wait for the VMM")?;
+    let Events { kicks, call } = gofer.events;
+    let kick = kicks.into_iter().next().context("the queue has no doorbell")?;
     serve(GoferConfig {
         roots: gofer.roots,
         device_fd,
-        kick: gofer.kick,
-        call: gofer.call,
+        kick,
+        call,
         vmm_socket: gofer.vmm_socket,
     })
 }

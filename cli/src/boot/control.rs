@@ -5,17 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use devices::control::{Handler, Reply, Request, SignalTarget};
-use sentry_abi::{control as abi, counters};
+use devices::control::{Handler, Reply, Request, Sentry, SignalTarget};
+use sentry_abi::counters;
 use vmm::machine::{MachineHandle, Outcome};
 
 /// How long a start may take until the container's program runs.
 const START_LIMIT: Duration = Duration::from_secs(30);
-
-/// The way to the sentry.
-pub trait Sentry: Send + Sync {
-    fn call(&self, request: abi::Request) -> anyhow::Result<abi::Reply>;
-}
 
 /// What becomes known about the container's process, in this order: how its program began, and how it ended.
 #[derive(Default)]
@@ -64,7 +59,7 @@ pub struct Control {
     id: String,
     machine: MachineHandle,
     progress: Arc<Progress>,
-    sentry: Arc<dyn Sentry>,
+    sentry: Sentry,
     start: Mutex<Option<Sender<()>>>,
 }
 
@@ -73,7 +68,7 @@ impl Control {
         id: String,
         machine: MachineHandle,
         progress: Arc<Progress>,
-        sentry: Arc<dyn Sentry>,
+        sentry: Sentry,
         start: Sender<()>,
     ) -> Control {
         Control { id, machine, progress, sentry, start: Mutex::new(Some(start)) }
@@ -93,38 +88,33 @@ impl Control {
         }
     }
 
-    fn signal(&self, target: SignalTarget, signo: u32) -> Reply {
-        // Its init takes the whole sandbox with it, and this works whatever state the sentry is in.
-        if signo == libc::SIGKILL as u32 && matches!(target, SignalTarget::Init | SignalTarget::All) {
-            self.machine.stop(Outcome::Exited(libc::SIGKILL));
-            return Reply::Done;
-        }
-        let what = format!("signal {signo}");
-        self.ask(abi::Request::Signal { container: self.id.clone(), target: target.into(), signo }, &what)
+    /// SIGKILL for init takes the whole sandbox with it, and this works whatever state the sentry is in.
+    fn kill(&self) -> Reply {
+        self.machine.stop(Outcome::Exited(libc::SIGKILL));
+        Reply::Done
     }
 
-    fn ask(&self, request: abi::Request, what: &str) -> Reply {
-        match self.sentry.call(request) {
-            Ok(abi::Reply::Done) => Reply::Done,
-            Ok(abi::Reply::Error(errno)) => {
-                Reply::error(errno, format!("{what}: {}", std::io::Error::from_raw_os_error(errno)))
-            }
-            Ok(abi::Reply::Ps(processes)) => Reply::Ps { processes },
-            Ok(abi::Reply::Stacks(text)) => {
+    fn ask(&self, request: &Request) -> Reply {
+        match self.sentry.answer(request) {
+            Some(Reply::Counters { counters }) => Reply::Counters { counters: self.counters(counters) },
+            Some(Reply::Stacks { text }) => {
                 Reply::Stacks { text: format!("{text}\n{}", self.machine.flight_recorder()) }
             }
-            Ok(abi::Reply::Counters(values)) => Reply::Counters { counters: self.counters(&values) },
-            Err(error) => Reply::error(libc::EIO, format!("{what}: {error:#}")),
+            Some(reply) => reply,
+            None => Reply::error(libc::EOPNOTSUPP, format!("{request:?} is not known")),
         }
     }
 
-    /// The sentry's counters and the VMM's own.
-    fn counters(&self, sentry: &[u64]) -> Vec<(String, u64)> {
-        let mut values: Vec<u64> = (0..counters::COUNT).map(|i| sentry.get(i).copied().unwrap_or(0)).collect();
+    /// The sentry's counters with the VMM's own in their places.
+    fn counters(&self, mut all: Vec<(String, u64)>) -> Vec<(String, u64)> {
         for (counter, value) in self.machine.counters() {
-            values[counter as usize] = value;
+            let name = counters::NAMES.get(counter as usize).copied().unwrap_or_default();
+            match all.iter_mut().find(|(n, _)| n == name) {
+                Some((_, old)) => *old = value,
+                None => all.push((name.to_owned(), value)),
+            }
         }
-        counters::NAMES.iter().map(|name| (*name).to_owned()).zip(values).collect()
+        all
     }
 }
 
@@ -144,7 +134,11 @@ impl Handler for Control {
         match request {
             Request::Hello { version } => Reply::Hello { version },
             Request::Start { .. } => self.start(),
-            Request::Signal { target, signo, .. } => self.signal(target, signo),
+            Request::Signal { target: SignalTarget::Init | SignalTarget::All, signo, .. }
+                if signo == libc::SIGKILL as u32 =>
+            {
+                self.kill()
+            }
             Request::Wait { .. } => match self.progress.wait(None, |known| known.status.is_some()).status {
                 Some(status) => Reply::Exited { status },
                 None => Reply::error(libc::EINTR, "the sandbox is ending"),
@@ -154,14 +148,8 @@ impl Handler for Control {
                 let started = self.start.lock().unwrap_or_else(PoisonError::into_inner).is_none() || known.init.is_some();
                 Reply::State { started, running: started && known.status.is_none(), status: known.status }
             }
-            Request::Ps { container } => self.ask(abi::Request::Ps { container }, "ps"),
-            Request::Counters => self.ask(abi::Request::Counters, "counters"),
-            Request::Stacks => self.ask(abi::Request::Stacks, "stacks"),
-            Request::WindowChanged => self.ask(abi::Request::WindowChanged, "window size"),
-            Request::Shutdown => {
-                self.machine.stop(Outcome::Exited(libc::SIGKILL));
-                Reply::Done
-            }
+            Request::Shutdown => self.kill(),
+            other => self.ask(&other),
         }
     }
 }

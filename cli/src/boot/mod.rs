@@ -1,7 +1,7 @@
 //! The VMM's process: makes the gofer, gives up what it does not need, puts the machine together and runs it.
 
 mod control;
-mod machine;
+pub mod machine;
 mod watch;
 
 use std::{
@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use devices::virtio::Transport;
+use devices::{console::Stream, control::Server};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use vmm::machine::Outcome;
 
@@ -27,6 +27,7 @@ use crate::{
     },
 };
 use control::Control;
+use machine::{Events, Host, Parts};
 
 /// In the new process; never returns to what it was forked from.
 pub fn main(launch: Launch, channel: Channel, namespaces: libc::c_int) -> ! {
@@ -51,7 +52,7 @@ fn run(launch: Launch, channel: &Arc<Channel>, namespaces: libc::c_int) -> Resul
     signals::reset();
     logging::init(&launch.settings, "boot", &launch.id)?;
     if namespaces & libc::CLONE_NEWUSER != 0 {
-        confine::map_own_user(&launch.caller);
+        confine::map_user(launch.user);
     }
     if namespaces & libc::CLONE_NEWNS == 0 {
         confine::own_mounts();
@@ -60,26 +61,32 @@ fn run(launch: Launch, channel: &Arc<Channel>, namespaces: libc::c_int) -> Resul
 
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
         .context("make a socket pair")?;
-    let (kicks, call) = Transport::events(1)?;
-    let Launch { id, mut config, roots, vcpus, backend, streams, foreground, control, mut exit_file, settings, .. } = launch;
+    let gofer_events = Events::new(1)?;
+    let Launch { id, mut config, roots, vcpus, backend, streams, foreground, control, mut exit_file, settings, .. } =
+        launch;
     match process::fork(0).context("make the gofer")? {
         Fork::Child => {
             drop(ours);
-            let Some(kick) = kicks.into_iter().next() else { process::exit_now(FAILURE) };
-            gofer::main(Gofer { roots, kick, call, vmm_socket: theirs, settings, id })
+            gofer::main(Gofer { roots, events: gofer_events, vmm_socket: theirs, settings, id })
         }
         Fork::Parent(_) => {}
     }
     drop((theirs, roots));
-    let host = machine::Host::open(backend)?;
+    let host = Host::open(backend)?;
 
-    let mut keep = vec![0, 1, 2, channel.as_fd().as_raw_fd(), ours.as_raw_fd(), call.as_raw_fd()];
-    keep.extend(kicks.iter().map(|k| k.as_raw_fd()));
+    let mut keep = vec![0, 1, 2, channel.as_fd().as_raw_fd(), ours.as_raw_fd()];
+    keep.extend(gofer_events.descriptors());
     keep.extend([control.as_raw_fd(), exit_file.as_raw_fd()]);
-    keep.extend(sandbox::raw(&streams.files));
+    keep.extend(streams.files.iter().map(|fd| fd.as_raw_fd()));
     keep.extend(logging::descriptors());
     keep.extend(host.descriptor());
     process::close_all_but(&keep)?;
+    let mut opened = Vec::new();
+    for (fd, stream) in streams.files.into_iter().zip(&streams.config) {
+        opened.push(Stream::new(fd).with_context(|| format!("descriptor {}", stream.fd))?);
+    }
+    config.container.process.stdio = streams.config;
+
     confine::limits();
     confine::empty_root(false);
     confine::drop_privileges();
@@ -88,19 +95,31 @@ fn run(launch: Launch, channel: &Arc<Channel>, namespaces: libc::c_int) -> Resul
         confine::die_with_parent();
     }
 
-    config.container.process.stdio = streams.config;
-    let parts = machine::Parts { host, config, vcpus, streams: streams.files, gofer: ours, kicks, call };
-    let made = machine::build(parts, channel)?;
-    handover::send(made.gofer.as_fd(), made.memory.device_fd())?;
+    let gofer = Arc::new(ours);
+    let built = machine::build(
+        Parts {
+            host,
+            config,
+            vcpus,
+            streams: opened,
+            gofer: gofer.clone(),
+            gofer_events,
+            console_events: Events::new(2)?,
+            control_events: Events::new(2)?,
+        },
+        channel,
+    )?;
+    handover::send(gofer.as_fd(), built.memory.device_fd())?;
     let (start, started) = mpsc::channel();
-    let control_handler = Arc::new(Control::new(id, made.machine.handle(), made.init.clone(), made.link, start.clone()));
-    devices::control::Server::from_listener(control).spawn(control_handler.clone())?;
-    watch::spawn(channel.clone(), made.gofer.clone(), made.machine.handle(), start)?;
+    let progress = built.progress;
+    let handler = Control::new(id, built.machine.handle(), progress.clone(), built.sentry, start.clone());
+    Server::from_listener(control).spawn(Arc::new(handler))?;
+    watch::spawn(channel.clone(), gofer, built.machine.handle(), start)?;
     channel.send(&Report::Ready)?;
 
     // Nobody who could ask for the start is left when this fails.
     started.recv().context("wait for the start")?;
-    let outcome = made.machine.run()?;
+    let outcome = built.machine.run()?;
     let status = match outcome {
         Outcome::Exited(status) => status,
         Outcome::Panicked(report) => {
@@ -114,13 +133,12 @@ fn run(launch: Launch, channel: &Arc<Channel>, namespaces: libc::c_int) -> Resul
             anyhow::bail!("the sandbox has failed: {first}")
         }
     };
-    made.counters.log();
     // First the file: who is told of the end may look at it.
     let recorded = exit_file.rewind().and_then(|()| exit_file.write_all(format!("{status}\n").as_bytes()));
     if let Err(error) = recorded {
         log::warn!("record the exit status: {error}");
     }
-    control_handler.ended(status);
+    progress.ended(status);
     let _ = channel.send(&Report::Ended { status });
     Ok(sandbox::exit_code(status))
 }

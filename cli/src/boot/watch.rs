@@ -46,7 +46,8 @@ fn watch(channel: &Channel, gofer: &OwnedFd, machine: &MachineHandle, start: &Se
         }
         if !fds[0].revents().is_empty() {
             machine.stop(Outcome::Failed("the gofer has ended".into()));
-            // It will be seen to by the main thread; a container that was not started has none running.
+            // The main thread may still wait for the start.
+            let _ = start.send(());
             return;
         }
         if fds.get(1).is_none_or(|fd| fd.revents().is_empty()) {

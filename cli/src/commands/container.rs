@@ -133,6 +133,7 @@ pub fn make(
             control_path,
             exit_file: entry.exit_file()?,
             settings,
+            user: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
         })?;
         record.process = Some(sandbox.process);
         // In the foreground nobody sees it before it is started.

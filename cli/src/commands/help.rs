@@ -4,6 +4,8 @@ use std::fmt::Write;
 
 use anyhow::{Result, bail};
 use clap::ArgMatches;
+use guest_kernel::syscall::{Level, TABLE};
+use serde::Serialize;
 
 use crate::{args, platform};
 
@@ -57,6 +59,49 @@ fn platforms() -> String {
     )
 }
 
-fn syscalls(_format: &str) -> Result<String> {
-    bail!("help syscalls: the table is not there yet")
+/// A row of the compatibility table.
+#[derive(Serialize)]
+struct Row {
+    number: u32,
+    name: &'static str,
+    level: &'static str,
+    note: &'static str,
+}
+
+fn syscalls(format: &str) -> Result<String> {
+    let rows: Vec<Row> = TABLE
+        .iter()
+        .flatten()
+        .map(|call| Row {
+            number: call.number,
+            name: call.name,
+            level: match call.level {
+                Level::Full => "full",
+                Level::Partial => "partial",
+                Level::Unsupported => "unsupported",
+            },
+            note: call.note,
+        })
+        .collect();
+    let mut out = String::new();
+    match format {
+        "json" => {
+            out = serde_json::to_string_pretty(&rows)?;
+            out.push('\n');
+        }
+        "csv" => {
+            out.push_str("number,name,support,note\n");
+            for row in &rows {
+                writeln!(out, "{},{},{},\"{}\"", row.number, row.name, row.level, row.note.replace('"', "\"\""))?;
+            }
+        }
+        _ => {
+            writeln!(out, "{:<8}{:<24}{:<13}NOTE", "NUMBER", "NAME", "SUPPORT")?;
+            for row in &rows {
+                writeln!(out, "{:<8}{:<24}{:<13}{}", row.number, row.name, row.level, row.note)?;
+            }
+            writeln!(out, "\n{} system calls; any other answers ENOSYS.", rows.len())?;
+        }
+    }
+    Ok(out)
 }

@@ -14,6 +14,8 @@ use rustix::{
     thread::{CapabilitySet, CapabilitySets, Gid, Uid, UnshareFlags},
 };
 
+use super::process;
+
 /// The user that a sandbox runs as when it may choose: nobody.
 const NOBODY: u32 = 65534;
 /// A directory that exists wherever we can run; the empty root is mounted on it for a moment.
@@ -22,10 +24,6 @@ const PLACE: &str = "/proc";
 /// Dies with the process that made it.
 pub fn die_with_parent() {
     layer("death signal", rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).map_err(Into::into));
-}
-
-pub fn outlive_parent() {
-    layer("death signal", rustix::process::set_parent_process_death_signal(None).map_err(Into::into));
 }
 
 /// Tells of a layer that is missing.
@@ -77,7 +75,18 @@ fn own_descriptors() -> Result<OwnedFd> {
 
 /// A mount namespace of its own, where the process was not made in one.
 pub fn own_mounts() -> bool {
-    layer("mount namespace", rustix::thread::unshare(UnshareFlags::NEWNS).map_err(Into::into))
+    layer("mount namespace", process::unshare(UnshareFlags::NEWNS))
+}
+
+/// In a new user namespace: the caller keeps its ids, and there are no others.
+pub fn map_user((uid, gid): (u32, u32)) {
+    let map = || -> Result<()> {
+        fs::write("/proc/self/uid_map", format!("{uid} {uid} 1")).context("uid_map")?;
+        // Without this the group may not be mapped by someone who is not root.
+        fs::write("/proc/self/setgroups", "deny").context("setgroups")?;
+        fs::write("/proc/self/gid_map", format!("{gid} {gid} 1")).context("gid_map")
+    };
+    layer("user of the caller", map());
 }
 
 /// Becomes nobody when it is root, in a user namespace of its own; then it has no capability and cannot gain one.
@@ -85,7 +94,7 @@ pub fn drop_privileges() {
     if rustix::process::geteuid().is_root() {
         layer("user nobody", become_nobody());
     }
-    layer("user namespace", rustix::thread::unshare(UnshareFlags::NEWUSER).map_err(Into::into));
+    layer("user namespace", process::unshare(UnshareFlags::NEWUSER));
     keep_capabilities(CapabilitySet::empty());
     // A change of user made it undumpable, and stubs that inherit that could not be traced.
     layer(

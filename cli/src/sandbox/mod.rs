@@ -15,10 +15,7 @@ pub mod stdio;
 
 use std::{
     fs::File,
-    os::{
-        fd::{AsFd, AsRawFd, OwnedFd},
-        unix::net::UnixListener,
-    },
+    os::unix::net::UnixListener,
     path::PathBuf,
 };
 
@@ -63,6 +60,8 @@ pub struct Launch {
     /// Takes the wait status.
     pub exit_file: File,
     pub settings: Settings,
+    /// Effective user and group of the caller.
+    pub user: (u32, u32),
 }
 
 /// A sandbox that this command has made.
@@ -306,11 +305,6 @@ impl Drop for Sandbox {
 /// What a wait status means as an exit code.
 pub fn exit_code(status: i32) -> i32 {
     if libc::WIFSIGNALED(status) { 128 + libc::WTERMSIG(status) } else { libc::WEXITSTATUS(status) }
-}
-
-/// The descriptors a child keeps.
-pub(crate) fn raw(fds: &[OwnedFd]) -> Vec<i32> {
-    fds.iter().map(|fd| fd.as_fd().as_raw_fd()).collect()
 }
 
 #[cfg(test)]

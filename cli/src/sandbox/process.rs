@@ -36,6 +36,12 @@ pub fn check_single_threaded() -> Result<()> {
     Ok(())
 }
 
+/// Leaves a namespace.
+pub fn unshare(namespace: rustix::thread::UnshareFlags) -> Result<()> {
+    // SAFETY: unsharing a namespace of a process with one thread touches no memory and no descriptor table.
+    unsafe { rustix::thread::unshare_unsafe(namespace) }.context("unshare")
+}
+
 /// Ends this process at once: no destructors, which belong to the process it was forked from.
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: _exit(2) only ends the process.

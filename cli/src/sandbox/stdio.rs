@@ -1,11 +1,11 @@
 //! The descriptors that a container gets from its caller.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use anyhow::{Context, Result, bail};
 use rustix::{
     fs::{OFlags, fcntl_getfl, fstat},
-    io::{FdFlags, fcntl_dupfd_cloexec, fcntl_getfd, fcntl_setfd},
+    io::{FdFlags, fcntl_dupfd_cloexec, fcntl_getfd},
 };
 use sentry_abi::config::Stdio;
 
@@ -85,16 +85,4 @@ pub fn reserve_standard() {
             _ => return,
         }
     }
-}
-
-/// Takes a descriptor that the caller passed by number.
-pub fn take(number: RawFd, what: &str) -> Result<OwnedFd> {
-    // SAFETY: checked to be open; nothing else in this process uses a number that the caller chose for us.
-    let fd = unsafe {
-        let borrowed = BorrowedFd::borrow_raw(number);
-        fcntl_getfd(borrowed).with_context(|| format!("{what}: descriptor {number}"))?;
-        OwnedFd::from_raw_fd(number)
-    };
-    fcntl_setfd(&fd, FdFlags::CLOEXEC).with_context(|| format!("{what}: descriptor {number}"))?;
-    Ok(fd)
 }

@@ -29,7 +29,7 @@ const BATCH: usize = 64;
 
 pub struct ConsoleConfig {
     /// By the index that the container's configuration names.
-    pub streams: Vec<OwnedFd>,
+    pub streams: Vec<Stream>,
     /// The memfd of device memory.
     pub device_fd: OwnedFd,
     /// Doorbells of the request and event queues, and completions; all non-blocking.
@@ -74,14 +74,9 @@ impl Backend for ConsoleBackend {
     }
 }
 
-/// Starts the device's thread; it ends when the backend is dropped. Needs /proc/self/fd while it starts.
+/// Starts the device's thread; it ends when the backend is dropped.
 pub fn spawn(config: ConsoleConfig) -> Result<ConsoleBackend> {
-    let streams = config
-        .streams
-        .into_iter()
-        .enumerate()
-        .map(|(index, fd)| Stream::new(fd).map(Some).with_context(|| format!("standard stream {index}")))
-        .collect::<Result<_>>()?;
+    let streams = config.streams.into_iter().map(Some).collect();
     let memory = device_memory(config.device_fd.as_fd())?;
     let (messages, receiver) = channel();
     let wake = EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC).context("eventfd")?;

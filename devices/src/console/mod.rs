@@ -15,3 +15,4 @@ mod ioctl;
 mod stream;
 
 pub use device::{ConsoleBackend, ConsoleConfig, spawn};
+pub use stream::Stream;

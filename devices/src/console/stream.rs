@@ -25,7 +25,7 @@ enum Kind {
     Socket,
 }
 
-pub(super) struct Stream {
+pub struct Stream {
     fd: OwnedFd,
     kind: Kind,
     flags: OFlags,
@@ -36,6 +36,7 @@ pub(super) struct Stream {
 }
 
 impl Stream {
+    /// Needs /proc/self/fd, and the right to open what `fd` is.
     pub fn new(fd: OwnedFd) -> Result<Stream, Errno> {
         let stat = rustix::fs::fstat(&fd)?;
         let flags = rustix::fs::fcntl_getfl(&fd)?;
