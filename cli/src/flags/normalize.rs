@@ -67,7 +67,9 @@ fn flags_of<'a>(command: &Command, mut args: &'a [OsString], out: &mut Vec<OsStr
                 }
             }
             None => {
-                out.push(first.clone());
+                // So that clap's message names the whole of it.
+                let long = bytes.len() > 2 && bytes[1].is_ascii_alphabetic();
+                out.push(if long { OsString::from_vec([b"-", bytes].concat()) } else { first.clone() });
                 args = rest;
                 // A short flag that takes a word, such as `-b bundle`.
                 if let [b'-', short] = bytes {
