@@ -52,11 +52,5 @@ fn run(gofer: Gofer) -> Result<()> {
     let device_fd = handover::receive(gofer.vmm_socket.as_fd()).context("wait for the VMM")?;
     let Events { kicks, call } = gofer.events;
     let kick = kicks.into_iter().next().context("the queue has no doorbell")?;
-    serve(GoferConfig {
-        roots: gofer.roots,
-        device_fd,
-        kick,
-        call,
-        vmm_socket: gofer.vmm_socket,
-    })
+    serve(GoferConfig { roots: gofer.roots, device_fd, kick, call, vmm_socket: gofer.vmm_socket })
 }

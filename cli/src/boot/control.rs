@@ -145,7 +145,8 @@ impl Handler for Control {
             },
             Request::State { .. } => {
                 let known = self.progress.lock().clone();
-                let started = self.start.lock().unwrap_or_else(PoisonError::into_inner).is_none() || known.init.is_some();
+                let started =
+                    self.start.lock().unwrap_or_else(PoisonError::into_inner).is_none() || known.init.is_some();
                 Reply::State { started, running: started && known.status.is_none(), status: known.status }
             }
             Request::Shutdown => self.kill(),

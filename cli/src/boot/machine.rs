@@ -86,7 +86,12 @@ impl Events {
         let copy = |event: &EventFd| event.try_clone().context("eventfd");
         let queues = self.kicks.iter().map(copy).collect::<Result<_>>()?;
         let irq = copy(&self.call)?;
-        Ok(DeviceConfig { kind, mmio: Arc::new(Mutex::new(Transport::new(backend, self.kicks, self.call))), irq, queues })
+        Ok(DeviceConfig {
+            kind,
+            mmio: Arc::new(Mutex::new(Transport::new(backend, self.kicks, self.call))),
+            irq,
+            queues,
+        })
     }
 }
 
@@ -129,8 +134,7 @@ pub fn build(parts: Parts, channel: &Arc<Channel>) -> Result<Built> {
     };
 
     let device_fd = || memory.device_fd().try_clone_to_owned().context("device memory");
-    let gofer_device =
-        gofer_events.device(DeviceKind::Gofer, Box::new(GoferBackend::new(gofer.clone())))?;
+    let gofer_device = gofer_events.device(DeviceKind::Gofer, Box::new(GoferBackend::new(gofer.clone())))?;
     let console = console::spawn(ConsoleConfig {
         streams,
         device_fd: device_fd()?,

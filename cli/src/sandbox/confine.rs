@@ -7,8 +7,8 @@ use anyhow::{Context, Result};
 use rustix::{
     fs::{CWD, Mode, OFlags},
     mount::{
-        MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_change, mount_remount,
-        move_mount, open_tree, unmount,
+        MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, mount_change,
+        mount_remount, move_mount, open_tree, unmount,
     },
     process::{DumpableBehavior, Resource, Rlimit, Signal, chdir, getrlimit, pivot_root, setrlimit},
     thread::{CapabilitySet, CapabilitySets, Gid, Uid, UnshareFlags},
@@ -97,10 +97,7 @@ pub fn drop_privileges() {
     layer("user namespace", process::unshare(UnshareFlags::NEWUSER));
     keep_capabilities(CapabilitySet::empty());
     // A change of user made it undumpable, and stubs that inherit that could not be traced.
-    layer(
-        "traceable stubs",
-        rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable).map_err(Into::into),
-    );
+    layer("traceable stubs", rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable).map_err(Into::into));
 }
 
 fn become_nobody() -> Result<()> {

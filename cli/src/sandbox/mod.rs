@@ -13,11 +13,7 @@ pub mod process;
 pub mod signals;
 pub mod stdio;
 
-use std::{
-    fs::File,
-    os::unix::net::UnixListener,
-    path::PathBuf,
-};
+use std::{fs::File, os::unix::net::UnixListener, path::PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use devices::control::{Client, SignalTarget};
@@ -29,13 +25,7 @@ use rustix::{
 };
 use sentry_abi::config::SandboxConfig;
 
-use crate::{
-    boot,
-    flags::Settings,
-    platform::Backend,
-    spec::mounts::HostRoot,
-    store::HostProcess,
-};
+use crate::{boot, flags::Settings, platform::Backend, spec::mounts::HostRoot, store::HostProcess};
 use channel::{Channel, Command, Report};
 use process::Fork;
 use signals::Signals;

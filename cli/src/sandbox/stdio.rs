@@ -39,7 +39,9 @@ impl Streams {
                     streams.add(borrowed, number)?;
                 }
                 Err(_) if number < 3 => {}
-                Err(error) => return Err(error).with_context(|| format!("--preserve-fds={preserve}: descriptor {number}")),
+                Err(error) => {
+                    return Err(error).with_context(|| format!("--preserve-fds={preserve}: descriptor {number}"));
+                }
             }
         }
         Ok(streams)
