@@ -17,6 +17,8 @@ pub struct Frame {
     prev: u32,
     /// `order + 1` if a free block starts here.
     free: u8,
+    /// That block reads as zeros: the host has its memory back.
+    clean: bool,
 }
 
 pub struct Buddy {
@@ -26,12 +28,17 @@ pub struct Buddy {
     /// Frames from here on were never allocated.
     untouched: u32,
     free: u64,
+    /// Free blocks of at least [`LARGE`] that are not clean.
+    dirty_large: u32,
 }
+
+/// Order from which a free block is worth giving back to the host: 2 MB.
+pub const LARGE: usize = 9;
 
 impl Buddy {
     /// Manages frames `0..frames.len()`, all free.
     pub const fn new(frames: LazyTable<Frame>, total: u32) -> Self {
-        Buddy { frames, total, heads: [NONE; MAX_ORDER + 1], untouched: 0, free: total as u64 }
+        Buddy { frames, total, heads: [NONE; MAX_ORDER + 1], untouched: 0, free: total as u64, dirty_large: 0 }
     }
 
     /// Free frames.
@@ -56,12 +63,12 @@ impl Buddy {
         let found = (order..=MAX_ORDER).find(|&o| self.heads[o] != NONE);
         if let Some(from) = found {
             let frame = self.heads[from];
-            self.unlink(frame, from);
+            let clean = self.unlink(frame, from);
             for o in (order..from).rev() {
-                self.link(frame + (1 << o), o);
+                self.link(frame + (1 << o), o, clean);
             }
             self.free -= 1 << order;
-            return Some((frame, false));
+            return Some((frame, clean));
         }
         let frame = self.take_untouched(order)?;
         self.free -= 1 << order;
@@ -81,7 +88,7 @@ impl Buddy {
         let mut at = self.untouched;
         while at < start {
             let o = (at.trailing_zeros() as usize).min(order);
-            self.link(at, o);
+            self.link(at, o, true);
             at += 1 << o;
         }
         self.untouched = end;
@@ -102,21 +109,50 @@ impl Buddy {
             frame &= !(1 << order);
             order += 1;
         }
-        self.link(frame, order);
+        self.link(frame, order, false);
         (frame, order)
     }
 
-    fn link(&mut self, frame: u32, order: usize) {
+    /// Free blocks of at least 2 MB that hold memory of the host.
+    pub fn dirty_large(&self) -> u32 {
+        self.dirty_large
+    }
+
+    /// Takes such a block out, to be given back to the host and then returned with [`Buddy::put_clean`].
+    pub fn take_dirty(&mut self) -> Option<(u32, usize)> {
+        for order in LARGE..=MAX_ORDER {
+            let mut at = self.heads[order];
+            while at != NONE {
+                let Frame { next, clean, .. } = *self.frames.get(at as usize);
+                if !clean {
+                    self.unlink(at, order);
+                    self.free -= 1 << order;
+                    return Some((at, order));
+                }
+                at = next;
+            }
+        }
+        None
+    }
+
+    pub fn put_clean(&mut self, frame: u32, order: usize) {
+        self.free += 1 << order;
+        self.link(frame, order, true);
+    }
+
+    fn link(&mut self, frame: u32, order: usize, clean: bool) {
         let next = self.heads[order];
-        *self.frames.get_mut(frame as usize) = Frame { next, prev: NONE, free: order as u8 + 1 };
+        *self.frames.get_mut(frame as usize) = Frame { next, prev: NONE, free: order as u8 + 1, clean };
         if next != NONE {
             self.frames.get_mut(next as usize).prev = frame;
         }
         self.heads[order] = frame;
+        self.dirty_large += u32::from(order >= LARGE && !clean);
     }
 
-    fn unlink(&mut self, frame: u32, order: usize) {
-        let Frame { next, prev, .. } = *self.frames.get(frame as usize);
+    /// Returns whether the block was clean.
+    fn unlink(&mut self, frame: u32, order: usize) -> bool {
+        let Frame { next, prev, clean, .. } = *self.frames.get(frame as usize);
         if prev == NONE {
             self.heads[order] = next;
         } else {
@@ -126,6 +162,8 @@ impl Buddy {
             self.frames.get_mut(next as usize).prev = prev;
         }
         *self.frames.get_mut(frame as usize) = Frame::default();
+        self.dirty_large -= u32::from(order >= LARGE && !clean);
+        clean
     }
 }
 

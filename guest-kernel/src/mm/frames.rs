@@ -196,6 +196,24 @@ fn give_back(gpa: u64) {
     BUDDY.lock().free(frame, 0);
 }
 
+/// Free memory kept for reuse before the rest goes back to the host, in blocks of 2 MB.
+const KEEP_LARGE: u32 = 8;
+
+/// Gives free memory beyond a reserve back to the host; called when a CPU is about to idle.
+pub fn release_surplus() {
+    while BUDDY.lock().dirty_large() > KEEP_LARGE {
+        let Some((frame, order)) = BUDDY.lock().take_dirty() else { return };
+        let gpa = BASE.load(Relaxed) + frame as u64 * PAGE_SIZE;
+        match arch::host::release_memory(gpa, PAGE_SIZE << order) {
+            Ok(()) => BUDDY.lock().put_clean(frame, order),
+            Err(_) => {
+                BUDDY.lock().free(frame, order);
+                return;
+            }
+        }
+    }
+}
+
 /// This CPU holds no translated user address: called when a task leaves the CPU, before user mode and when idle.
 #[inline]
 pub fn quiesce() {

@@ -173,6 +173,7 @@ pub fn idle_loop() -> ! {
             continue;
         }
         crate::mm::quiesce();
+        crate::mm::frames::release_surplus();
         cpu.set_state(CpuState::Idle);
         // Whoever queues work after this sees the CPU idle and interrupts it.
         if !cpu.has_work() {
