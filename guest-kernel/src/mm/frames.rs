@@ -240,3 +240,20 @@ fn reclaim() {
         give_back(gpa);
     }
 }
+
+/// User memory for unit tests on the host: a leaked block of the test process's own.
+#[cfg(test)]
+pub fn init_hosted() {
+    static READY: Once<()> = Once::new();
+    READY.call_once(|| {
+        const PAGES: usize = 16 << 10;
+        let layout = std::alloc::Layout::from_size_align(PAGES * PAGE_SIZE as usize, 16 << 20).unwrap();
+        // SAFETY: the layout is not empty.
+        let base = unsafe { std::alloc::alloc_zeroed(layout) } as u64;
+        *BUDDY.lock() = Buddy::new(LazyTable::from_static(vec![Frame::default(); PAGES].leak()), PAGES as u32);
+        let references: Vec<AtomicU32> = (0..PAGES).map(|_| AtomicU32::new(0)).collect();
+        REFERENCES.call_once(|| LazyTable::from_static(references.leak()));
+        BASE.store(base, Relaxed);
+        END.store(base + layout.size() as u64, Relaxed);
+    });
+}

@@ -25,6 +25,8 @@ pub mod shootdown;
 mod space;
 pub mod syscalls;
 pub mod table;
+#[cfg(test)]
+mod tests;
 pub mod user;
 mod vma;
 
