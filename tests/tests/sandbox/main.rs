@@ -1,0 +1,8 @@
+//! Everything that runs in a sandbox. One test program, because the emulated machine runs it once with the filter `kvm::`.
+
+mod abi;
+mod bad_input;
+mod bundles;
+mod faults;
+mod real_input;
+mod terminals;
