@@ -6,9 +6,6 @@ use anyhow::{Result, bail};
 
 use crate::flags::settings::Platform;
 
-/// Below the state directory; no container can have this name.
-const CACHE: &str = "@kvm-probe";
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backend {
     Kvm,
@@ -26,7 +23,7 @@ impl Backend {
 
 /// Decides; an explicit wish that cannot be met is an error at once.
 pub fn choose(wish: Platform, state: &Path) -> Result<Backend> {
-    let usable = || usable(Some(&state.join(CACHE)));
+    let usable = || usable(Some(state));
     match wish {
         Platform::Ptrace => Ok(Backend::Ptrace),
         Platform::Kvm => match usable() {
@@ -43,7 +40,7 @@ pub fn choose(wish: Platform, state: &Path) -> Result<Backend> {
     }
 }
 
-/// Whether KVM can run the sentry, else what is missing. What was found since this host booted is kept in `cache`.
+/// Whether KVM can run the sentry, else what is missing. What was found since this host booted is kept in the directory `cache`.
 pub fn usable(cache: Option<&Path>) -> Result<(), String> {
     vmm::kvm::probe(cache).map_err(|reason| reason.to_string())
 }

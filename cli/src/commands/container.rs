@@ -65,19 +65,33 @@ impl Call {
         let store = Store::new(&settings.root);
         // Taken first: nothing else is worth doing under a name that is in use.
         let entry = store.create(&self.id)?;
-        let plan = translate::plan(&self.id, &self.bundle, &settings)?;
-        for warning in &plan.warnings {
-            log::warn!("{}: {warning}", self.bundle.dir.join("config.json").display());
-        }
-        let streams = self.streams(&plan, foreground)?;
+        let (plan, streams) = match self.prepare(&settings, foreground) {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                let _ = entry.remove();
+                return Err(error);
+            }
+        };
         let rootfs = plan.roots.first().map(|r| r.path.clone()).unwrap_or_default();
         let mut record = Record::new(&self.id, &self.bundle.dir, &rootfs);
         record.annotations = self.bundle.spec.annotations().clone().unwrap_or_default().into_iter().collect();
         let made = make(entry, record, plan.config, &plan.roots, plan.vcpus, streams, settings, foreground)?;
         if let Some(path) = &self.pid_file {
-            write_pid(path, made.sandbox.process.pid)?;
+            if let Err(error) = write_pid(path, made.sandbox.process.pid) {
+                made.undo();
+                return Err(error);
+            }
         }
         Ok(made)
+    }
+
+    fn prepare(&self, settings: &Settings, foreground: bool) -> Result<(Plan, Streams)> {
+        let plan = translate::plan(&self.id, &self.bundle, settings)?;
+        for warning in &plan.warnings {
+            log::warn!("{}: {warning}", self.bundle.dir.join("config.json").display());
+        }
+        let streams = self.streams(&plan, foreground)?;
+        Ok((plan, streams))
     }
 
     /// Flags that annotations of the bundle set, where that is allowed.
@@ -119,7 +133,7 @@ pub fn make(
         let roots = sandbox::open_roots(roots)?;
         let control_path = entry.control_socket();
         let control = bind(&control_path)?;
-        config.container.process.terminal = streams.stdin_is_terminal();
+        config.container.process.terminal &= streams.stdin_is_terminal();
         record.platform = backend.name().into();
         let sandbox = sandbox::launch(Launch {
             id: record.id.clone(),

@@ -114,6 +114,7 @@ fn process(args: Vec<Vec<u8>>, cwd: PathBuf, settings: &Settings) -> ProcessConf
         umask: Some(umask()),
         capabilities: Capabilities { bounding: all, effective: held, permitted: held, ..Capabilities::default() },
         rlimits: limits(),
+        terminal: true,
         ..ProcessConfig::default()
     }
 }

@@ -32,7 +32,8 @@ struct Sink {
 struct Sinks {
     caller: Option<Sink>,
     debug: Option<Sink>,
-    stderr: Option<LevelFilter>,
+    /// A copy of the command's stderr, which in its children leads nowhere.
+    stderr: Option<Sink>,
     panic: Option<File>,
 }
 
@@ -53,16 +54,12 @@ impl log::Log for Logger {
         }
         let Ok(mut sinks) = self.0.lock() else { return };
         let sinks = &mut *sinks;
-        for sink in [&mut sinks.caller, &mut sinks.debug].into_iter().flatten() {
+        for sink in [&mut sinks.caller, &mut sinks.debug, &mut sinks.stderr].into_iter().flatten() {
             if record.level() <= sink.level {
                 // One write a line, so that lines of several processes do not mix. A log that cannot be written must
                 // not stop the container.
                 let _ = sink.file.write_all(&record::format(sink.format, record.level(), record.target(), &message));
             }
-        }
-        if sinks.stderr.is_some_and(|level| record.level() <= level) {
-            let line = record::format(Format::Text, record.level(), record.target(), &message);
-            let _ = std::io::stderr().write_all(&line);
         }
     }
 
@@ -123,10 +120,11 @@ fn sinks(settings: &Settings, command: &str, id: &str) -> Result<Sinks> {
         }
         (None, None) => None,
     };
+    let stderr = settings.also_stderr.then(|| duplicate(2, "--alsologtostderr")).transpose()?;
     Ok(Sinks {
         caller: caller.map(|file| Sink { file, format: settings.log_format, level: LevelFilter::Warn }),
         debug: debug.map(|file| Sink { file, format: settings.debug_log_format, level }),
-        stderr: settings.also_stderr.then_some(level),
+        stderr: stderr.map(|file| Sink { file, format: Format::Text, level }),
         panic,
     })
 }
@@ -142,7 +140,9 @@ pub fn init(settings: &Settings, command: &str, id: &str) -> Result<()> {
     match LOGGER.get() {
         Some(logger) => {
             if let Ok(mut old) = logger.0.lock() {
-                *old = sinks;
+                // In a child descriptor 2 may lead nowhere by now.
+                let stderr = old.stderr.take();
+                *old = Sinks { stderr: stderr.or(sinks.stderr), ..sinks };
             }
         }
         None => {
@@ -175,7 +175,7 @@ pub fn descriptors() -> Vec<i32> {
     use std::os::fd::AsRawFd;
     let Some(logger) = LOGGER.get() else { return Vec::new() };
     let Ok(sinks) = logger.0.lock() else { return Vec::new() };
-    let files = [&sinks.caller, &sinks.debug].into_iter().flatten().map(|s| s.file.as_raw_fd());
+    let files = [&sinks.caller, &sinks.debug, &sinks.stderr].into_iter().flatten().map(|s| s.file.as_raw_fd());
     files.chain(sinks.panic.as_ref().map(|f| f.as_raw_fd())).collect()
 }
 

@@ -27,7 +27,7 @@ pub fn die_with_parent() {
 }
 
 /// Tells of a layer that is missing.
-fn layer(name: &str, result: Result<()>) -> bool {
+pub fn layer(name: &str, result: Result<()>) -> bool {
     match result {
         Ok(()) => {
             log::debug!("confinement: {name}");

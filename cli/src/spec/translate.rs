@@ -213,7 +213,7 @@ pub fn process_config(process: &Process, settings: &Settings) -> Result<ProcessC
         no_new_privileges: process.no_new_privileges().unwrap_or(false),
         oom_score_adj: process.oom_score_adj(),
         stdio: Vec::new(),
-        terminal: false,
+        terminal: process.terminal().unwrap_or(false),
     })
 }
 

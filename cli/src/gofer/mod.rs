@@ -1,5 +1,7 @@
 //! The gofer's process: it may reach the container's files and nothing else.
 
+mod filter;
+
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use anyhow::{Context, Result};
@@ -50,6 +52,7 @@ fn run(gofer: Gofer) -> Result<()> {
     confine::empty_root(true);
     confine::keep_capabilities(confine::file_capabilities());
     let device_fd = handover::receive(gofer.vmm_socket.as_fd()).context("wait for the VMM")?;
+    confine::layer("system call filter", filter::install());
     let Events { kicks, call } = gofer.events;
     let kick = kicks.into_iter().next().context("the queue has no doorbell")?;
     serve(GoferConfig { roots: gofer.roots, device_fd, kick, call, vmm_socket: gofer.vmm_socket })
