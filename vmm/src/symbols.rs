@@ -1,6 +1,11 @@
 //! Names for addresses of the sentry in its panic reports.
 
-use elf::{ElfBytes, abi::STT_FUNC, endian::LittleEndian};
+use elf::{
+    ElfBytes,
+    abi::{SHF_EXECINSTR, STT_FUNC, STT_NOTYPE},
+    endian::LittleEndian,
+    symbol::Symbol,
+};
 use rustc_demangle::demangle;
 
 /// Functions of the image by address.
@@ -16,12 +21,13 @@ impl Symbols {
     /// `base` and `size`: where the image runs. An image without symbols gives a table without entries.
     pub fn new(image: &[u8], base: u64, size: u64) -> Symbols {
         let mut functions = Vec::new();
-        let table =
-            ElfBytes::<LittleEndian>::minimal_parse(image).ok().and_then(|elf| elf.symbol_table().ok().flatten());
-        if let Some((symbols, names)) = table {
-            for symbol in symbols.iter().filter(|symbol| symbol.st_symtype() == STT_FUNC && symbol.st_size > 0) {
-                if let Ok(name) = names.get(symbol.st_name as usize) {
-                    let end = symbol.st_value.saturating_add(symbol.st_size);
+        if let Ok(elf) = ElfBytes::<LittleEndian>::minimal_parse(image)
+            && let Ok(Some((symbols, names))) = elf.symbol_table()
+        {
+            for symbol in symbols.iter() {
+                if let Some(end) = end_of_code(&elf, &symbol)
+                    && let Ok(name) = names.get(symbol.st_name as usize)
+                {
                     functions.push((symbol.st_value, end, name.to_owned()));
                 }
             }
@@ -39,7 +45,7 @@ impl Symbols {
         (offset <= *end).then(|| format!("{:#}+{:#x}", demangle(name), offset - start))
     }
 
-    /// The text with a name behind every hexadecimal address (`0x...`) that lies in the image.
+    /// The text with a name behind every hexadecimal address (`0x...`, or `image+0x...`) that lies in the image.
     pub fn annotate(&self, text: &str) -> String {
         let mut out = String::with_capacity(text.len() * 2);
         let mut rest = text;
@@ -47,7 +53,9 @@ impl Symbols {
             let digits = rest[at + 2..].bytes().take_while(u8::is_ascii_hexdigit).count();
             let end = at + 2 + digits;
             out.push_str(&rest[..end]);
-            if let Ok(address) = u64::from_str_radix(&rest[at + 2..end], 16)
+            let base = if rest[..at].ends_with("image+") { self.base } else { 0 };
+            if let Ok(number) = u64::from_str_radix(&rest[at + 2..end], 16)
+                && let Some(address) = base.checked_add(number)
                 && (self.base..self.end).contains(&address)
                 && let Some(name) = self.name(address)
             {
@@ -60,6 +68,18 @@ impl Symbols {
         out.push_str(rest);
         out
     }
+}
+
+/// Where the code that a symbol names ends; none for other symbols. Labels of assembly have no size: up to the next symbol.
+fn end_of_code(elf: &ElfBytes<'_, LittleEndian>, symbol: &Symbol) -> Option<u64> {
+    const LABEL_SIZE: u64 = 4096;
+    let size = match symbol.st_symtype() {
+        STT_FUNC if symbol.st_size > 0 => symbol.st_size,
+        STT_FUNC | STT_NOTYPE => LABEL_SIZE,
+        _ => return None,
+    };
+    let section = elf.section_headers()?.get(symbol.st_shndx.into()).ok()?;
+    (section.sh_flags & u64::from(SHF_EXECINSTR) != 0).then(|| symbol.st_value.saturating_add(size))
 }
 
 #[cfg(test)]
@@ -77,6 +97,7 @@ mod tests {
         let text = format!("at {address:#x}, 0x1 and 0xffffffffffffffffffff 0x");
         let expected = format!("at {address:#x} <_start+0x0>, 0x1 and 0xffffffffffffffffffff 0x");
         assert_eq!(symbols.annotate(&text), expected);
+        assert_eq!(symbols.annotate(&format!("image+{entry:#x}")), format!("image+{entry:#x} <_start+0x0>"));
     }
 
     #[test]

@@ -112,8 +112,14 @@ pub fn enter_user(ctx: &mut UserContext, root: u64) -> TrapKind {
 /// Completes `ctx.regs` when the trap left only the system call's arguments in it.
 #[inline]
 pub fn load_registers(ctx: &mut UserContext) {
-    if ctx.state & sentry_abi::context::state::LOADED == 0 && backend() == Backend::Para {
-        para::call(Op::LoadRegisters, ctx as *mut _ as u64, 0, 0, 0);
+    if ctx.state & sentry_abi::context::state::LOADED == 0 {
+        match backend() {
+            Backend::Native => native::load_registers(ctx),
+            Backend::Para => {
+                para::call(Op::LoadRegisters, ctx as *mut _ as u64, 0, 0, 0);
+            }
+            Backend::Hosted => {}
+        }
     }
 }
 
@@ -137,6 +143,14 @@ pub fn switch_out(ctx: *mut UserContext) {
         let ctx = unsafe { &mut *ctx };
         load_registers(ctx);
         save_xstate(ctx);
+        leave_user_space();
+    }
+}
+
+/// This CPU lets go of the address space that it last ran user code in: whoever holds that may give it up from now on.
+pub fn leave_user_space() {
+    if backend() == Backend::Native {
+        native::unload_space();
     }
 }
 

@@ -143,11 +143,15 @@ impl AddressSpace {
     #[inline]
     pub fn synchronize(&self) {
         let cpu = arch::cpu_index();
+        let loaded = LOADED[cpu].load(Relaxed);
+        if loaded != self.root {
+            LOADED[cpu].store(self.root, Relaxed);
+        }
         if !self.generation.must_follow(&self.followed[cpu]) {
             return;
         }
         // Loading another root flushes; staying on the same one needs it spelt out.
-        if LOADED[cpu].swap(self.root, Relaxed) == self.root {
+        if loaded == self.root {
             arch::flush(self.root, 0, u64::MAX);
         }
     }

@@ -76,5 +76,6 @@ fn die(_cur: &mut Current) {
 
 /// The task's end: everything it held is given up.
 fn finish(cur: Current) {
+    crate::arch::leave_user_space();
     drop(cur)
 }
