@@ -11,6 +11,7 @@ pub mod arch;
 pub mod boot;
 pub mod counters;
 pub mod errno;
+pub mod fs;
 pub mod log;
 #[allow(unsafe_code)]
 pub mod mm;

@@ -142,9 +142,15 @@ pub extern "sysv64" fn entry(_argument: u64) -> ! {
 }
 
 /// A task that starts with these registers; it runs once [`sched::start`] gets it.
-pub fn prepare(tid: super::Pid, mm: Arc<AddressSpace>, registers: Registers, xsave: XsaveArea) -> Result<Arc<Task>> {
+pub fn prepare(
+    tid: super::Pid,
+    mm: Arc<AddressSpace>,
+    resources: super::Resources,
+    registers: Registers,
+    xsave: XsaveArea,
+) -> Result<Arc<Task>> {
     let stack = sched::new_stack(entry, 0).ok_or(ENOMEM)?;
-    let task = Arc::new(Task::new(tid, sched::Entity::new(stack), mm.clone()));
+    let task = Arc::new(Task::new(tid, sched::Entity::new(stack), mm.clone(), resources));
     *task.start.lock() = Some(Current::new(task.clone(), mm, registers, xsave));
     Ok(task)
 }

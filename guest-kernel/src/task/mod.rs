@@ -1,5 +1,6 @@
 //! Tasks and processes.
 
+pub mod creds;
 pub mod current;
 pub mod syscalls;
 
@@ -7,7 +8,9 @@ use alloc::{boxed::Box, sync::Arc};
 
 pub use current::Current;
 
+use self::creds::Creds;
 use crate::{
+    fs::{FdTable, FsContext},
     mm::AddressSpace,
     sched::{self, Entity, timer::Expire},
     sync::{SpinLock, Wake},
@@ -22,6 +25,10 @@ pub struct Task {
     pub sched: Entity,
     /// None once the task has given up its memory in exit.
     pub mm: SpinLock<Option<Arc<AddressSpace>>>,
+    /// Descriptors (shared with CLONE_FILES), and root, cwd and umask (CLONE_FS).
+    pub files: SpinLock<Arc<FdTable>>,
+    pub fs: SpinLock<Arc<FsContext>>,
+    pub creds: SpinLock<Arc<Creds>>,
     /// What the task starts with, until it first runs.
     start: SpinLock<Option<Box<Current>>>,
 }
@@ -30,6 +37,25 @@ impl Task {
     pub fn mm(&self) -> Option<Arc<AddressSpace>> {
         self.mm.lock().clone()
     }
+
+    pub fn files(&self) -> Arc<FdTable> {
+        self.files.lock().clone()
+    }
+
+    pub fn fs(&self) -> Arc<FsContext> {
+        self.fs.lock().clone()
+    }
+
+    pub fn creds(&self) -> Arc<Creds> {
+        self.creds.lock().clone()
+    }
+}
+
+/// What a task has besides memory, given to it when it is made.
+pub struct Resources {
+    pub files: Arc<FdTable>,
+    pub fs: Arc<FsContext>,
+    pub creds: Arc<Creds>,
 }
 
 impl Wake for Task {
@@ -45,8 +71,16 @@ impl Expire for Task {
 }
 
 impl Task {
-    fn new(tid: Pid, sched: Entity, mm: Arc<AddressSpace>) -> Self {
-        Task { tid, sched, mm: SpinLock::new(Some(mm)), start: SpinLock::new(None) }
+    fn new(tid: Pid, sched: Entity, mm: Arc<AddressSpace>, resources: Resources) -> Self {
+        Task {
+            tid,
+            sched,
+            mm: SpinLock::new(Some(mm)),
+            files: SpinLock::new(resources.files),
+            fs: SpinLock::new(resources.fs),
+            creds: SpinLock::new(resources.creds),
+            start: SpinLock::new(None),
+        }
     }
 }
 

@@ -1,0 +1,24 @@
+//! The virtual file system: inodes and open files behind traits, the tree of names and mounts over them, descriptors.
+//!
+//! - [`Inode`], [`FileSystem`]: what a file system implements; [`FileOps`]: what an open file does.
+//! - [`File`]: an open file description; [`FdTable`]: descriptors that refer to it.
+//! - [`Dentry`]: cached names; [`Mount`]: what is seen where; [`Path`]: a dentry through a mount; [`Walk`]: path to [`Path`].
+//!
+//! User memory is never copied while a lock is held that a page fault on a file takes (`mm::Pager::fault`).
+
+mod context;
+pub mod dentry;
+mod fdtable;
+mod file;
+mod inode;
+mod mount;
+mod path;
+pub mod permission;
+
+pub use context::FsContext;
+pub use dentry::Dentry;
+pub use fdtable::FdTable;
+pub use file::{AsyncOwner, DirEntry, File, FileOps, OpenFlags, poll};
+pub use inode::*;
+pub use mount::{Mount, MountFlags};
+pub use path::{Followed, Last, NAME_MAX, PATH_MAX, Parent, Path, Resolve, Walk};
