@@ -238,7 +238,12 @@ impl Dentry {
     }
 
     /// Removes a name; `check` may refuse, given what it stands for. `dir`: whether a directory is to go (rmdir).
-    pub fn remove(self: &Arc<Self>, name: &[u8], dir: bool, check: impl FnOnce(&Arc<Dentry>) -> Result<()>) -> Result<()> {
+    pub fn remove(
+        self: &Arc<Self>,
+        name: &[u8],
+        dir: bool,
+        check: impl FnOnce(&Arc<Dentry>) -> Result<()>,
+    ) -> Result<()> {
         let directory = self.directory()?;
         let _changes = self.lock_changes(directory)?;
         let child = self.lookup_locked(directory, name)?;

@@ -52,8 +52,11 @@ bitflags! {
 impl OpenFlags {
     pub const ACCMODE: u32 = 3;
     /// What F_SETFL may change.
-    pub const SETTABLE: OpenFlags =
-        OpenFlags::APPEND.union(OpenFlags::NONBLOCK).union(OpenFlags::ASYNC).union(OpenFlags::DIRECT).union(OpenFlags::NOATIME);
+    pub const SETTABLE: OpenFlags = OpenFlags::APPEND
+        .union(OpenFlags::NONBLOCK)
+        .union(OpenFlags::ASYNC)
+        .union(OpenFlags::DIRECT)
+        .union(OpenFlags::NOATIME);
 
     pub fn readable(self) -> bool {
         !self.contains(OpenFlags::PATH) && self.bits() & Self::ACCMODE != 1
@@ -204,7 +207,12 @@ impl File {
     pub fn new(ops: Arc<dyn FileOps>, path: Path, flags: OpenFlags) -> Arc<File> {
         // What only matters to open(2) is not kept.
         let kept = flags
-            - (OpenFlags::CREAT | OpenFlags::EXCL | OpenFlags::NOCTTY | OpenFlags::TRUNC | OpenFlags::CLOEXEC | OpenFlags::TMPFILE);
+            - (OpenFlags::CREAT
+                | OpenFlags::EXCL
+                | OpenFlags::NOCTTY
+                | OpenFlags::TRUNC
+                | OpenFlags::CLOEXEC
+                | OpenFlags::TMPFILE);
         Arc::new(File {
             ops,
             path,
