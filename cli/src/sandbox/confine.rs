@@ -159,3 +159,63 @@ pub fn null_streams() -> Result<()> {
     rustix::stdio::dup2_stderr(&null).context("stderr")?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sandbox::process::{Fork, exit_now, fork};
+    use rustix::process::{WaitOptions, waitpid};
+
+    /// Runs `check` in a child with namespaces of its own; the number it returns is the child's code, 0 for success.
+    fn in_child(check: impl FnOnce() -> i32) -> Option<i32> {
+        let user = (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+        let wanted = libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWPID;
+        match fork(wanted).ok()? {
+            Fork::Child => {
+                map_user(user);
+                exit_now(check())
+            }
+            Fork::Parent(pid) => waitpid(Some(pid), WaitOptions::empty()).ok().flatten()?.1.exit_status(),
+        }
+    }
+
+    /// None where the environment has no namespaces for us, which is a layer that is allowed to be missing.
+    fn assert_child(check: impl FnOnce() -> i32) {
+        assert!(matches!(in_child(check), None | Some(0)));
+    }
+
+    #[test]
+    fn the_root_is_empty_and_read_only() {
+        assert_child(|| {
+            if !empty_root(false) {
+                return 1;
+            }
+            let empty = fs::read_dir("/").is_ok_and(|mut dir| dir.next().is_none());
+            let closed = fs::write("/x", "").is_err() && fs::read_dir("..").is_ok_and(|mut dir| dir.next().is_none());
+            if empty && closed { 0 } else { 2 }
+        });
+    }
+
+    #[test]
+    fn the_gofer_sees_its_descriptors_only() {
+        assert_child(|| {
+            if !empty_root(true) {
+                return 1;
+            }
+            let names: Vec<_> = fs::read_dir("/").into_iter().flatten().flatten().map(|e| e.file_name()).collect();
+            let fds = fs::read_dir("/proc/self/fd").is_ok_and(|dir| dir.count() > 0);
+            let above = fs::read_dir("/proc/self/fd/..").into_iter().flatten().count();
+            if names == ["proc"] && fds && above == 1 && fs::read("/proc/self/fd/../status").is_err() { 0 } else { 2 }
+        });
+    }
+
+    #[test]
+    fn nothing_is_left_to_regain() {
+        assert_child(|| {
+            drop_privileges();
+            let none = rustix::thread::capabilities(None).is_ok_and(|c| c.permitted.is_empty() && c.effective.is_empty());
+            let sealed = rustix::thread::no_new_privs().unwrap_or(false);
+            if none && sealed { 0 } else { 2 }
+        });
+    }
+}
