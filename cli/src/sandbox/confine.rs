@@ -213,7 +213,8 @@ mod tests {
     fn nothing_is_left_to_regain() {
         assert_child(|| {
             drop_privileges();
-            let none = rustix::thread::capabilities(None).is_ok_and(|c| c.permitted.is_empty() && c.effective.is_empty());
+            let none =
+                rustix::thread::capabilities(None).is_ok_and(|c| c.permitted.is_empty() && c.effective.is_empty());
             let sealed = rustix::thread::no_new_privs().unwrap_or(false);
             if none && sealed { 0 } else { 2 }
         });
