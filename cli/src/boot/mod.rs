@@ -64,7 +64,9 @@ fn run(launch: Launch, channel: &Arc<Channel>, namespaces: libc::c_int) -> Resul
     let gofer_events = Events::new(1)?;
     let Launch { id, mut config, roots, vcpus, backend, streams, foreground, control, mut exit_file, settings, .. } =
         launch;
-    match process::fork(0).context("make the gofer")? {
+    // A mount namespace from birth: this process leaves the shared root behind soon.
+    let made = process::fork(libc::CLONE_NEWNS).or_else(|_| process::fork(0));
+    match made.context("make the gofer")? {
         Fork::Child => {
             drop(ours);
             gofer::main(Gofer { roots, events: gofer_events, vmm_socket: theirs, settings, id })

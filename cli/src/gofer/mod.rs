@@ -39,7 +39,6 @@ pub fn main(gofer: Gofer) -> ! {
 fn run(gofer: Gofer) -> Result<()> {
     signals::reset();
     logging::init(&gofer.settings, "gofer", &gofer.id)?;
-    confine::null_streams()?;
     let mut keep = vec![0, 1, 2];
     keep.extend(logging::descriptors());
     keep.extend(gofer.roots.iter().map(|r| r.fd.as_raw_fd()));
@@ -48,7 +47,6 @@ fn run(gofer: Gofer) -> Result<()> {
     process::close_all_but(&keep)?;
 
     confine::limits();
-    confine::own_mounts();
     confine::empty_root(true);
     confine::keep_capabilities(confine::file_capabilities());
     let device_fd = handover::receive(gofer.vmm_socket.as_fd()).context("wait for the VMM")?;
