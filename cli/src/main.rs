@@ -67,6 +67,9 @@ fn usage(error: &clap::Error) -> Result<i32> {
         print!("{}", error.render());
         return Ok(0);
     }
-    eprint!("{}", error.render());
-    Ok(sandbox::FAILURE)
+    // The first paragraph says what is wrong; the rest is a manual.
+    let text = error.render().to_string();
+    let what: Vec<&str> = text.lines().take_while(|line| !line.trim().is_empty()).map(str::trim).collect();
+    let what = what.join(" ");
+    anyhow::bail!("{} (see runsc help)", what.strip_prefix("error: ").unwrap_or(&what))
 }

@@ -19,3 +19,8 @@ pub fn add(counter: Counter, n: u64) {
 pub fn get(counter: Counter) -> u64 {
     COUNTERS[counter as usize].load(Relaxed)
 }
+
+/// By [`Counter`].
+pub fn all() -> &'static [AtomicU64; sentry_abi::counters::COUNT] {
+    &COUNTERS
+}

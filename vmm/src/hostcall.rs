@@ -1,13 +1,17 @@
 //! Host calls (`sentry_abi::hostcall`): what the sentry asks of the VMM beside its devices. The sandbox is hostile: every
 //! argument is checked here, sizes are bounded, and a failure is an errno for the sentry.
 
-use std::{os::fd::OwnedFd, sync::Arc};
+use std::{
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use rustix::{
     fs::{FileType, OFlags},
     io::Errno,
 };
 use sentry_abi::{
+    counters::COUNT,
     hostcall::{HostCall, LogLevel, Op},
     layout::{PAGE_SIZE, WINDOW_SIZE},
 };
@@ -41,6 +45,8 @@ pub(crate) struct HostCalls {
     pub files: WindowFiles,
     pub log: LogSink,
     pub on_init: InitSink,
+    /// The sentry's counters by number, once it has ended.
+    pub counters: Mutex<Vec<u64>>,
 }
 
 impl HostCalls {
@@ -69,7 +75,13 @@ impl HostCalls {
         let [a0, a1, a2, a3, a4, _] = call.args;
         match op(call.op).ok_or(Errno::NOSYS)? {
             Op::Log => (self.log)(level(a0), &self.text(a1, a2)?),
-            Op::Exit => return Ok(Answer::Exit(i32::try_from(a0).map_err(|_| Errno::INVAL)?)),
+            Op::Exit => {
+                let status = i32::try_from(a0).map_err(|_| Errno::INVAL)?;
+                if a1 != 0 {
+                    self.take_counters(a1)?;
+                }
+                return Ok(Answer::Exit(status));
+            }
             Op::Panic => return Ok(Answer::Panic(self.text(a0, a1).unwrap_or_else(|_| "(no report)".to_owned()))),
             Op::StartCpu => return Ok(Answer::StartCpu(u32::try_from(a0).map_err(|_| Errno::INVAL)?)),
             Op::ClockSample => {
@@ -95,6 +107,15 @@ impl HostCalls {
             }
         }
         Ok(Answer::Done)
+    }
+
+    fn take_counters(&self, gpa: u64) -> Result<(), Errno> {
+        let mut bytes = [0; 8 * COUNT];
+        self.memory.read(gpa, &mut bytes).map_err(|_| Errno::FAULT)?;
+        let (words, _) = bytes.as_chunks();
+        let counters = words.iter().map(|word| u64::from_le_bytes(*word)).collect();
+        *self.counters.lock().unwrap_or_else(PoisonError::into_inner) = counters;
+        Ok(())
     }
 
     fn window_map(&self, handle: u64, offset: u64, len: u64, window_offset: u64, writable: u64) -> Result<(), Errno> {
@@ -193,7 +214,7 @@ pub(crate) fn fill_random(mut bytes: &mut [u8]) -> Result<(), Errno> {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs::File, io::Write, sync::Mutex};
+    use std::{fs::File, io::Write};
 
     use sentry_abi::layout::{KERNEL_BASE, KERNEL_SIZE, USER_BASE, WINDOW_BASE};
     use vmm_sys_util::eventfd::EventFd;
@@ -265,6 +286,7 @@ mod tests {
                 let sink = sink.clone();
                 Arc::new(move |errno, what| sink.lock().unwrap().push(format!("init {what}: {errno}")))
             },
+            counters: Mutex::default(),
             log: Arc::new(move |level, line| sink.lock().unwrap().push(format!("{level:?}: {line}"))),
         };
         Fixture { calls, lines, gofer }
@@ -341,6 +363,10 @@ mod tests {
         let fixture = fixture();
         assert_eq!(fixture.call(Op::Exit as u64, &[0x100]), Ok(Answer::Exit(0x100)));
         assert_eq!(fixture.call(Op::Exit as u64, &[u64::MAX]), Err(Errno::INVAL));
+        assert_eq!(fixture.call(Op::Exit as u64, &[0, u64::MAX]), Err(Errno::FAULT));
+        fixture.calls.memory.write(USER_BASE, &7u64.to_le_bytes()).unwrap();
+        assert_eq!(fixture.call(Op::Exit as u64, &[0, USER_BASE]), Ok(Answer::Exit(0)));
+        assert_eq!(fixture.calls.counters.lock().unwrap()[..2], [7, 0]);
         let panic = fixture.call(Op::Panic as u64, &[u64::MAX, 5]);
         assert_eq!(panic, Ok(Answer::Panic("(no report)".to_owned())));
         assert_eq!(fixture.call(Op::StartCpu as u64, &[1]), Ok(Answer::StartCpu(1)));

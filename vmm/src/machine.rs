@@ -139,6 +139,11 @@ impl MachineHandle {
         counters
     }
 
+    /// The sentry's own counters by number, once it has ended; none before.
+    pub fn sentry_counters(&self) -> Vec<u64> {
+        lock(&self.0.calls.counters).clone()
+    }
+
     /// Last exits of every vCPU.
     pub fn flight_recorder(&self) -> String {
         self.0.flight_recorder()
@@ -171,7 +176,7 @@ impl Machine {
             serial: Mutex::new(Serial::new(NoTrigger, LineLog { log: log.clone(), line: Vec::new() })),
             cpus: (0..cpus).map(|_| Cpu::default()).collect(),
             symbols: Symbols::new(image::SENTRY, platform.direct_base + image.base, image.size),
-            calls: HostCalls { memory, vm, files: WindowFiles::new(window_socket), log, on_init },
+            calls: HostCalls { memory, vm, files: WindowFiles::new(window_socket), log, on_init, counters: Mutex::default() },
             outcome: Mutex::new(None),
             ended,
             stopping: AtomicBool::new(false),

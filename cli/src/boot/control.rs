@@ -96,7 +96,7 @@ impl Control {
 
     fn ask(&self, request: &Request) -> Reply {
         match self.sentry.answer(request) {
-            Some(Reply::Counters { counters }) => Reply::Counters { counters: self.counters(counters) },
+            Some(Reply::Counters { counters }) => Reply::Counters { counters: with_own(&self.machine, counters) },
             Some(Reply::Stacks { text }) => {
                 Reply::Stacks { text: format!("{text}\n{}", self.machine.flight_recorder()) }
             }
@@ -104,18 +104,18 @@ impl Control {
             None => Reply::error(libc::EOPNOTSUPP, format!("{request:?} is not known")),
         }
     }
+}
 
-    /// The sentry's counters with the VMM's own in their places.
-    fn counters(&self, mut all: Vec<(String, u64)>) -> Vec<(String, u64)> {
-        for (counter, value) in self.machine.counters() {
-            let name = counters::NAMES.get(counter as usize).copied().unwrap_or_default();
-            match all.iter_mut().find(|(n, _)| n == name) {
-                Some((_, old)) => *old = value,
-                None => all.push((name.to_owned(), value)),
-            }
+/// The sentry's counters with the VMM's own in their places.
+pub fn with_own(machine: &MachineHandle, mut all: Vec<(String, u64)>) -> Vec<(String, u64)> {
+    for (counter, value) in machine.counters() {
+        let name = counters::NAMES.get(counter as usize).copied().unwrap_or_default();
+        match all.iter_mut().find(|(n, _)| n == name) {
+            Some((_, old)) => *old = value,
+            None => all.push((name.to_owned(), value)),
         }
-        all
     }
+    all
 }
 
 impl Handler for Control {

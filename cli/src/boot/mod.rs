@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result};
 use devices::{console::Stream, control::Server};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-use vmm::machine::Outcome;
+use vmm::machine::{MachineHandle, Outcome};
 
 use crate::{
     gofer::{self, Gofer},
@@ -117,11 +117,14 @@ fn run(launch: Launch, channel: &Arc<Channel>, namespaces: libc::c_int) -> Resul
     let handler = Control::new(id, built.machine.handle(), progress.clone(), built.sentry, start.clone());
     Server::from_listener(control).spawn(Arc::new(handler))?;
     watch::spawn(channel.clone(), gofer, built.machine.handle(), start)?;
+    log::debug!("sentry image sha256={}", vmm::image::SENTRY_SHA256);
     channel.send(&Report::Ready)?;
 
     // Nobody who could ask for the start is left when this fails.
     started.recv().context("wait for the start")?;
+    let machine = built.machine.handle();
     let outcome = built.machine.run()?;
+    log_counters(&machine);
     let status = match outcome {
         Outcome::Exited(status) => status,
         Outcome::Panicked(report) => {
@@ -143,4 +146,20 @@ fn run(launch: Launch, channel: &Arc<Channel>, namespaces: libc::c_int) -> Resul
     progress.ended(status);
     let _ = channel.send(&Report::Ended { status });
     Ok(sandbox::exit_code(status))
+}
+
+/// What tests read to know which path ran.
+fn log_counters(machine: &MachineHandle) {
+    if !log::log_enabled!(log::Level::Debug) {
+        return;
+    }
+    let names = sentry_abi::counters::NAMES;
+    let zeros = names.iter().map(|name| ((*name).to_owned(), 0)).collect();
+    let mut all: Vec<(String, u64)> = zeros;
+    for ((_, value), sentry) in all.iter_mut().zip(machine.sentry_counters()) {
+        *value = sentry;
+    }
+    let line: Vec<String> =
+        control::with_own(machine, all).into_iter().map(|(name, value)| format!("{name}={value}")).collect();
+    log::debug!("counters: {}", line.join(" "));
 }

@@ -12,7 +12,7 @@ use oci_spec::runtime::Spec;
 use super::fields;
 
 /// A config.json of an engine has some tens of kilobytes.
-const MAX_SIZE: u64 = 16 << 20;
+const MAX_SIZE: u64 = 32 << 20;
 
 pub struct Bundle {
     /// Absolute.

@@ -18,7 +18,8 @@ pub struct HostCall {
 pub enum Op {
     /// `(level, gpa, len)`: a log line (no newline needed). Levels are [`LogLevel`].
     Log = 1,
-    /// `(wait status)`: the sandbox has ended; the status is the init process's, as wait(2) encodes it.
+    /// `(wait status, gpa)`: the sandbox has ended; the status is the init process's, as wait(2) encodes it. At `gpa` (0:
+    /// nowhere) are the sentry's counters, [`crate::counters::COUNT`] words.
     Exit = 2,
     /// `(gpa, len)`: the sentry has failed; the text is the report. Does not return.
     Panic = 3,

@@ -58,8 +58,13 @@ pub fn log(level: LogLevel, line: &[u8]) {
 
 /// Ends the sandbox with the init process's wait status.
 pub fn exit(status: u32) -> ! {
-    call(Op::Exit, [status as u64, 0, 0, 0, 0, 0]);
+    call(Op::Exit, [status as u64, gpa_of(crate::counters::all().as_ptr()), 0, 0, 0, 0]);
     super::halt()
+}
+
+/// Tells whether init's program has begun: 0 or an errno, and what was to be run.
+pub fn init_result(errno: u16, what: &[u8]) {
+    call(Op::InitResult, [u64::from(errno), gpa_of(what.as_ptr()), what.len() as u64, 0, 0, 0]);
 }
 
 pub fn panic(report: &[u8]) -> ! {
