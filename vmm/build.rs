@@ -1,14 +1,17 @@
-//! Builds the sentry image with a cargo of its own and hands it to `image.rs`.
+//! Builds the sentry image with a cargo of its own and hands it to `image.rs`; compiles the seccomp filters for `seccomp.rs`.
 //!
 //! The inner cargo has its own target folder (sharing one would wait for the outer cargo's lock for ever), its own profile
 //! (panic and lto may not stand in a package's profile) and none of the outer one's environment.
 
 use std::{
-    env, fs,
+    env,
+    fmt::Write,
+    fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
+use seccompiler::sock_filter;
 use sha2::{Digest, Sha256};
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -28,9 +31,31 @@ const RUSTFLAGS: &[&str] = &[
 
 fn main() {
     let out = PathBuf::from(variable("OUT_DIR"));
+    compile_filters(&out);
+    build_image(&out);
+}
+
+/// Filters as arrays of BPF instructions, named as in the data.
+fn compile_filters(out: &Path) {
+    println!("cargo::rerun-if-changed=seccomp.json");
+    let data = fs::File::open("seccomp.json").expect("seccomp.json is there");
+    let filters = seccompiler::compile_from_json(data, seccompiler::TargetArch::x86_64).expect("seccomp.json is valid");
+    let mut text = String::new();
+    for (name, program) in filters {
+        writeln!(text, "static {}: &[sock_filter] = &[", name.to_uppercase()).expect("strings take text");
+        for sock_filter { code, jt, jf, k } in program {
+            writeln!(text, "    sock_filter {{ code: {code}, jt: {jt}, jf: {jf}, k: {k} }},")
+                .expect("strings take text");
+        }
+        text.push_str("];\n");
+    }
+    fs::write(out.join("seccomp.rs"), text).expect("OUT_DIR is writable");
+}
+
+fn build_image(out: &Path) {
     let workspace = Path::new(&variable("CARGO_MANIFEST_DIR")).parent().expect("vmm/ lies in the workspace").to_owned();
     let profile = if variable("PROFILE") == "release" { "sentry" } else { "sentry-dev" };
-    let target_dir = outer_target_dir(&out).join("sentry");
+    let target_dir = outer_target_dir(out).join("sentry");
 
     let mut cargo = Command::new(variable("CARGO"));
     cargo.current_dir(&workspace).args(["build", "--locked", "-p", "guest-kernel", "--bin", "sentry"]).args([

@@ -8,6 +8,7 @@ pub mod loader;
 pub mod machine;
 pub mod memory;
 mod recorder;
+pub mod seccomp;
 pub mod symbols;
 pub mod vcpu;
 pub mod window_files;

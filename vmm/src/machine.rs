@@ -40,6 +40,7 @@ use crate::{
     image, loader,
     memory::GuestMemory,
     recorder::Recorder,
+    seccomp::{self, Role},
     symbols::Symbols,
     vcpu::{Entry, Exit, Vcpu, Vm},
     window_files::WindowFiles,
@@ -221,6 +222,7 @@ impl Machine {
                 }
             }
         }
+        confine(Some(Role::Main));
         self.shared.start_cpu(0).ok();
         let outcome = loop {
             if let Some(outcome) = lock(&self.shared.outcome).take() {
@@ -305,9 +307,21 @@ fn vcpu_thread(shared: &Shared, index: u32) {
     drop(started);
 
     let made = shared.calls.vm.create_vcpu(index, shared.entry);
-    let ran = made.and_then(|mut vcpu| shared.run_vcpu(index, &mut *vcpu));
+    let ran = made.and_then(|mut vcpu| {
+        confine(shared.calls.vm.vcpu_role());
+        shared.run_vcpu(index, &mut *vcpu)
+    });
     if let Err(error) = ran {
         shared.end(Outcome::Failed(format!("vCPU {index}: {error:#}\n{}", shared.flight_recorder())));
+    }
+}
+
+/// Seccomp is one layer of several; a host that refuses filters runs sandboxes without, and says so.
+fn confine(role: Option<Role>) {
+    if let Some(role) = role
+        && let Err(error) = seccomp::confine(role)
+    {
+        log::warn!("confinement: missing: {error:#}");
     }
 }
 

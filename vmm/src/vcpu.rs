@@ -43,6 +43,11 @@ pub trait Vm: Send + Sync {
     /// Puts zero pages back and removes every translation of the range.
     fn window_unmap(&self, window_offset: u64, len: u64) -> Result<()>;
 
+    /// The filter that vCPU threads get once their vCPU is made; none when the backend confines them itself.
+    fn vcpu_role(&self) -> Option<crate::seccomp::Role> {
+        None
+    }
+
     /// What stops vCPUs from any thread, the run loop's way to end.
     fn kicker(&self) -> Arc<dyn Kick>;
 

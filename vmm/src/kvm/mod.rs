@@ -33,6 +33,7 @@ pub use self::probe::probe;
 use self::{kick::Kicks, vcpu::KvmVcpu};
 use crate::{
     memory::GuestMemory,
+    seccomp::Role,
     vcpu::{Entry, Kick, Platform, Vcpu, Vm},
     xstate::{self, Xstate},
 };
@@ -180,6 +181,10 @@ impl Vm for KvmVm {
     // The host's MMU notifier removes the translations.
     fn window_unmap(&self, window_offset: u64, len: u64) -> Result<()> {
         self.memory.window_unmap(window_offset, len)
+    }
+
+    fn vcpu_role(&self) -> Option<Role> {
+        Some(Role::VcpuKvm)
     }
 
     fn kicker(&self) -> Arc<dyn Kick> {
