@@ -1,0 +1,160 @@
+//! The thread that turns device completions (eventfds) and timers into pending interrupts.
+
+use std::{
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
+    thread::JoinHandle,
+};
+
+use anyhow::{Context, Result};
+use rustix::{
+    event::epoll::{self, CreateFlags, Event, EventData, EventFlags},
+    time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec},
+};
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::{host::futex, interrupt::CpuState};
+
+const TIMER_KEY: u64 = 1 << 32;
+const STOP_KEY: u64 = 1 << 33;
+
+struct Timer {
+    fd: OwnedFd,
+    /// What the host's timer is set to; `u64::MAX`: off.
+    armed: Mutex<u64>,
+}
+
+pub struct Events {
+    epoll: OwnedFd,
+    cpus: Arc<[CpuState]>,
+    timers: Vec<Timer>,
+    /// Signalled by devices, by position in the epoll keys; with the interrupt bit each sets.
+    irqs: Mutex<Vec<(EventFd, u32)>>,
+    stop: EventFd,
+    thread: OnceLock<Mutex<Option<JoinHandle<()>>>>,
+}
+
+impl Events {
+    pub fn new(cpus: Arc<[CpuState]>) -> Result<Arc<Events>> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC).context("epoll_create")?;
+        let stop = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).context("eventfd")?;
+        add(&epoll, &stop.as_raw_fd_borrowed(), STOP_KEY)?;
+        let mut timers = Vec::new();
+        for index in 0..cpus.len() {
+            let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+            let fd = rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags).context("timerfd_create")?;
+            add(&epoll, &fd, TIMER_KEY | index as u64)?;
+            timers.push(Timer { fd, armed: Mutex::new(u64::MAX) });
+        }
+        Ok(Arc::new(Events { epoll, cpus, timers, irqs: Mutex::default(), stop, thread: OnceLock::new() }))
+    }
+
+    /// Starts the thread, once.
+    pub fn start(self: &Arc<Self>) -> Result<()> {
+        let mut result = Ok(());
+        self.thread.get_or_init(|| {
+            let events = Arc::downgrade(self);
+            let epoll = self.epoll.try_clone();
+            let spawned = epoll.and_then(|epoll| {
+                std::thread::Builder::new().name("runsc-events".into()).spawn(move || {
+                    let mut ready = Vec::with_capacity(16);
+                    while wait(&epoll, &mut ready) {
+                        let Some(events) = events.upgrade() else { return };
+                        for event in ready.drain(..) {
+                            if event.data.u64() == STOP_KEY {
+                                return;
+                            }
+                            events.handle(event.data.u64());
+                        }
+                    }
+                })
+            });
+            match spawned {
+                Ok(handle) => Mutex::new(Some(handle)),
+                Err(error) => {
+                    result = Err(error).context("starting the event thread");
+                    Mutex::new(None)
+                }
+            }
+        });
+        result
+    }
+
+    fn handle(&self, key: u64) {
+        if key & TIMER_KEY != 0 {
+            return self.timer_expired((key & 0xffff_ffff) as usize);
+        }
+        let irqs = self.irqs.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some((fd, irq)) = irqs.get(key as usize) else { return };
+        let mut count = [0; 8];
+        let _ = rustix::io::read(fd.as_raw_fd_borrowed(), &mut count);
+        self.cpus[0].raise(*irq);
+    }
+
+    /// Each signal of `fd` sets `irq` on vCPU 0.
+    pub fn add_irq(&self, fd: EventFd, irq: u32) -> Result<()> {
+        let mut irqs = self.irqs.lock().unwrap_or_else(PoisonError::into_inner);
+        add(&self.epoll, &fd.as_raw_fd_borrowed(), irqs.len() as u64)?;
+        irqs.push((fd, irq));
+        Ok(())
+    }
+
+    /// Sees to it that the vCPU's timer is raised when it is due although the vCPU runs user code. A host timer that is set
+    /// to an earlier time is left alone: it finds out when it fires, which saves a call for each time slice.
+    pub fn arm(&self, cpu: usize) {
+        let deadline = self.cpus[cpu].deadline();
+        if deadline == u64::MAX {
+            return;
+        }
+        let timer = &self.timers[cpu];
+        let mut armed = timer.armed.lock().unwrap_or_else(PoisonError::into_inner);
+        if *armed > deadline {
+            *armed = deadline;
+            set(timer, deadline);
+        }
+    }
+
+    fn timer_expired(&self, cpu: usize) {
+        let (Some(timer), Some(state)) = (self.timers.get(cpu), self.cpus.get(cpu)) else { return };
+        let mut count = [0; 8];
+        let _ = rustix::io::read(&timer.fd, &mut count);
+        *timer.armed.lock().unwrap_or_else(PoisonError::into_inner) = u64::MAX;
+        state.expire(futex::now());
+        self.arm(cpu);
+    }
+
+    pub fn stop(&self) {
+        let _ = self.stop.write(1);
+        let handle =
+            self.thread.get().and_then(|thread| thread.lock().unwrap_or_else(PoisonError::into_inner).take());
+        if let Some(handle) = handle
+            && handle.thread().id() != std::thread::current().id()
+        {
+            let _ = handle.join();
+        }
+    }
+}
+
+fn wait(epoll: &OwnedFd, ready: &mut Vec<Event>) -> bool {
+    loop {
+        ready.clear();
+        match epoll::wait(epoll, rustix::buffer::spare_capacity(ready), None) {
+            Ok(_) => return true,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+fn set(timer: &Timer, deadline: u64) {
+    // Zero would disarm.
+    let deadline = deadline.max(1);
+    let it_value =
+        Timespec { tv_sec: (deadline / 1_000_000_000) as i64, tv_nsec: (deadline % 1_000_000_000) as i64 };
+    let value = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value };
+    let _ = rustix::time::timerfd_settime(&timer.fd, TimerfdTimerFlags::ABSTIME, &value);
+}
+
+fn add(epoll: &OwnedFd, fd: &impl AsFd, key: u64) -> Result<()> {
+    epoll::add(epoll, fd, EventData::new_u64(key), EventFlags::IN).context("epoll_ctl")
+}
