@@ -1,17 +1,17 @@
 //! The thread that turns device completions (eventfds) and timers into pending interrupts.
 
 use std::{
-    os::fd::{AsFd, AsRawFd, OwnedFd},
-    sync::{Arc, Mutex, OnceLock, PoisonError},
+    os::fd::{AsRawFd, OwnedFd},
+    sync::{Arc, Mutex, PoisonError},
     thread::JoinHandle,
 };
 
 use anyhow::{Context, Result};
-use rustix::{
-    event::epoll::{self, CreateFlags, Event, EventData, EventFlags},
-    time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec},
+use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
+use vmm_sys_util::{
+    epoll::{ControlOperation, Epoll, EpollEvent, EventSet},
+    eventfd::EventFd,
 };
-use vmm_sys_util::eventfd::EventFd;
 
 use crate::{host::futex, interrupt::CpuState};
 
@@ -25,20 +25,20 @@ struct Timer {
 }
 
 pub struct Events {
-    epoll: OwnedFd,
+    epoll: Epoll,
     cpus: Arc<[CpuState]>,
     timers: Vec<Timer>,
     /// Signalled by devices, by position in the epoll keys; with the interrupt bit each sets.
     irqs: Mutex<Vec<(EventFd, u32)>>,
     stop: EventFd,
-    thread: OnceLock<Mutex<Option<JoinHandle<()>>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Events {
     pub fn new(cpus: Arc<[CpuState]>) -> Result<Arc<Events>> {
-        let epoll = epoll::create(CreateFlags::CLOEXEC).context("epoll_create")?;
+        let epoll = Epoll::new().context("epoll_create")?;
         let stop = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).context("eventfd")?;
-        add(&epoll, &stop.as_raw_fd_borrowed(), STOP_KEY)?;
+        add(&epoll, &stop, STOP_KEY)?;
         let mut timers = Vec::new();
         for index in 0..cpus.len() {
             let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
@@ -46,38 +46,35 @@ impl Events {
             add(&epoll, &fd, TIMER_KEY | index as u64)?;
             timers.push(Timer { fd, armed: Mutex::new(u64::MAX) });
         }
-        Ok(Arc::new(Events { epoll, cpus, timers, irqs: Mutex::default(), stop, thread: OnceLock::new() }))
+        Ok(Arc::new(Events { epoll, cpus, timers, irqs: Mutex::default(), stop, thread: Mutex::default() }))
     }
 
     /// Starts the thread, once.
     pub fn start(self: &Arc<Self>) -> Result<()> {
-        let mut result = Ok(());
-        self.thread.get_or_init(|| {
-            let events = Arc::downgrade(self);
-            let epoll = self.epoll.try_clone();
-            let spawned = epoll.and_then(|epoll| {
-                std::thread::Builder::new().name("runsc-events".into()).spawn(move || {
-                    let mut ready = Vec::with_capacity(16);
-                    while wait(&epoll, &mut ready) {
-                        let Some(events) = events.upgrade() else { return };
-                        for event in ready.drain(..) {
-                            if event.data.u64() == STOP_KEY {
-                                return;
-                            }
-                            events.handle(event.data.u64());
-                        }
-                    }
-                })
-            });
-            match spawned {
-                Ok(handle) => Mutex::new(Some(handle)),
-                Err(error) => {
-                    result = Err(error).context("starting the event thread");
-                    Mutex::new(None)
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        if thread.is_none() {
+            let events = self.clone();
+            let spawned = std::thread::Builder::new().name("runsc-events".into()).spawn(move || events.run());
+            *thread = Some(spawned.context("starting the event thread")?);
+        }
+        Ok(())
+    }
+
+    fn run(&self) {
+        let mut ready = [EpollEvent::default(); 16];
+        loop {
+            let count = match self.epoll.wait(-1, &mut ready) {
+                Ok(count) => count,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => 0,
+                Err(error) => return log::error!("event thread: {error}"),
+            };
+            for event in &ready[..count] {
+                if event.data() == STOP_KEY {
+                    return;
                 }
+                self.handle(event.data());
             }
-        });
-        result
+        }
     }
 
     fn handle(&self, key: u64) {
@@ -86,15 +83,14 @@ impl Events {
         }
         let irqs = self.irqs.lock().unwrap_or_else(PoisonError::into_inner);
         let Some((fd, irq)) = irqs.get(key as usize) else { return };
-        let mut count = [0; 8];
-        let _ = rustix::io::read(fd.as_raw_fd_borrowed(), &mut count);
+        let _ = fd.read();
         self.cpus[0].raise(*irq);
     }
 
     /// Each signal of `fd` sets `irq` on vCPU 0.
     pub fn add_irq(&self, fd: EventFd, irq: u32) -> Result<()> {
         let mut irqs = self.irqs.lock().unwrap_or_else(PoisonError::into_inner);
-        add(&self.epoll, &fd.as_raw_fd_borrowed(), irqs.len() as u64)?;
+        add(&self.epoll, &fd, irqs.len() as u64)?;
         irqs.push((fd, irq));
         Ok(())
     }
@@ -125,23 +121,9 @@ impl Events {
 
     pub fn stop(&self) {
         let _ = self.stop.write(1);
-        let handle =
-            self.thread.get().and_then(|thread| thread.lock().unwrap_or_else(PoisonError::into_inner).take());
-        if let Some(handle) = handle
-            && handle.thread().id() != std::thread::current().id()
-        {
+        let handle = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(handle) = handle {
             let _ = handle.join();
-        }
-    }
-}
-
-fn wait(epoll: &OwnedFd, ready: &mut Vec<Event>) -> bool {
-    loop {
-        ready.clear();
-        match epoll::wait(epoll, rustix::buffer::spare_capacity(ready), None) {
-            Ok(_) => return true,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(_) => return false,
         }
     }
 }
@@ -149,12 +131,11 @@ fn wait(epoll: &OwnedFd, ready: &mut Vec<Event>) -> bool {
 fn set(timer: &Timer, deadline: u64) {
     // Zero would disarm.
     let deadline = deadline.max(1);
-    let it_value =
-        Timespec { tv_sec: (deadline / 1_000_000_000) as i64, tv_nsec: (deadline % 1_000_000_000) as i64 };
+    let it_value = Timespec { tv_sec: (deadline / 1_000_000_000) as i64, tv_nsec: (deadline % 1_000_000_000) as i64 };
     let value = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value };
     let _ = rustix::time::timerfd_settime(&timer.fd, TimerfdTimerFlags::ABSTIME, &value);
 }
 
-fn add(epoll: &OwnedFd, fd: &impl AsFd, key: u64) -> Result<()> {
-    epoll::add(epoll, fd, EventData::new_u64(key), EventFlags::IN).context("epoll_ctl")
+fn add(epoll: &Epoll, fd: &impl AsRawFd, key: u64) -> Result<()> {
+    epoll.ctl(ControlOperation::Add, fd.as_raw_fd(), EpollEvent::new(EventSet::IN, key)).context("epoll_ctl")
 }

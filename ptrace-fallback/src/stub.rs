@@ -220,7 +220,10 @@ impl StubThread {
             }
         };
         let Some(new) = new else {
-            return Err(StubError::Call { index: 0, error: io::Error::from_raw_os_error(result.wrapping_neg() as i32) });
+            return Err(StubError::Call {
+                index: 0,
+                error: io::Error::from_raw_os_error(result.wrapping_neg() as i32),
+            });
         };
         match ptrace::wait(new)? {
             Stop::Exited => Err(StubError::Gone),

@@ -15,10 +15,18 @@ pub enum Access {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
     /// `protection`: something is mapped there, without the permission.
-    PageFault { address: u64, protection: bool },
-    Exception { vector: u32, address: u64 },
+    PageFault {
+        address: u64,
+        protection: bool,
+    },
+    Exception {
+        vector: u32,
+        address: u64,
+    },
     /// A call through the vsyscall page, which the stub's filter has stopped.
-    Vsyscall { nr: u64 },
+    Vsyscall {
+        nr: u64,
+    },
     /// A kick, or a signal from outside that has no meaning here.
     None,
 }
@@ -91,10 +99,7 @@ mod tests {
 
     #[test]
     fn signals_become_vectors() {
-        assert_eq!(
-            cause(libc::SIGSEGV, &info(1)),
-            Cause::PageFault { address: 0x1234, protection: false }
-        );
+        assert_eq!(cause(libc::SIGSEGV, &info(1)), Cause::PageFault { address: 0x1234, protection: false });
         let vector_of = |signal, code| match cause(signal, &info(code)) {
             Cause::Exception { vector, .. } => vector,
             other => panic!("{other:?}"),

@@ -3,7 +3,10 @@
 //!
 //! Where allowed the zygote is the init of a pid namespace, so that every stub ends with it, and it ends with the VMM.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
@@ -15,7 +18,7 @@ use crate::{
     host::{
         fork::{self, SHARED_FD},
         ptrace,
-        shared::{CommandPage, Call, DATA, PAGE, SharedPages, TRAMPOLINE},
+        shared::{Call, CommandPage, DATA, PAGE, SharedPages, TRAMPOLINE},
     },
     stub::StubThread,
 };
@@ -50,7 +53,8 @@ impl Zygote {
         scrub(&mut stub, &mut page, forked.pages).context("emptying the zygote stub")?;
         let program = filter::program();
         page.write_data(&filter::fprog(&program, page.stub_address));
-        stub.remote(&mut page, &[filter::install_call(page.stub_address)]).context("the stubs' seccomp filter")?;
+        let install = filter::install_call(page.stub_address);
+        stub.remote(&mut page, &[install]).context("the stubs' seccomp filter")?;
         for _ in 0..cpus {
             zygote.templates.push(stub.fork_waiting().context("cloning a template stub")?);
         }
@@ -65,8 +69,8 @@ impl Drop for Zygote {
             ptrace::kill_process(template);
         }
         ptrace::kill_process(self.pid);
-        // Reaps our child. Its own children end with it.
-        let _ = ptrace::wait(self.pid);
+        // Reaps our child, which ends when its own children have.
+        ptrace::reap_within(vec![self.pid], Duration::from_millis(500));
     }
 }
 

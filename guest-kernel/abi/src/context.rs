@@ -78,7 +78,8 @@ pub struct UserContext {
     pub xsave: u64,
     /// 1 while the area at `xsave` is newer than the vCPU's registers: `enter_user` restores it and clears this.
     pub xsave_dirty: u32,
-    pub _pad: u32,
+    /// The backend's: which vCPU holds the task's state (index + 1). The sentry leaves it alone.
+    pub holder: u32,
     /// Under KVM: XMM0-15 and MXCSR as the entry saved them.
     pub xmm: [[u64; 2]; 16],
     pub mxcsr: u32,
@@ -125,7 +126,7 @@ impl UserContext {
             task: 0,
             xsave: 0,
             xsave_dirty: 1,
-            _pad: 0,
+            holder: 0,
             xmm: [[0; 2]; 16],
             mxcsr: 0x1f80,
             _pad2: 0,

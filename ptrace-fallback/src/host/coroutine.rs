@@ -107,11 +107,6 @@ impl Coroutine {
     pub fn crash(&self) -> Option<&Crash> {
         self.switch.crash.as_ref()
     }
-
-    /// The sentry's stack pointer at its last call.
-    pub fn stack_pointer(&self) -> u64 {
-        self.switch.sentry_sp
-    }
 }
 
 impl Drop for Coroutine {

@@ -69,10 +69,6 @@ impl Crash {
         self.registers[libc::REG_RIP as usize] as u64
     }
 
-    pub fn rsp(&self) -> u64 {
-        self.registers[libc::REG_RSP as usize] as u64
-    }
-
     pub fn rbp(&self) -> u64 {
         self.registers[libc::REG_RBP as usize] as u64
     }

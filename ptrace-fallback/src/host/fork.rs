@@ -8,7 +8,9 @@ use std::{
     ptr,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+
+use super::ptrace::{self, AUDIT_ARCH_X86_64, Resume, Stop};
 
 /// Descriptors of every stub.
 pub const USER_FD: u64 = 3;
@@ -122,4 +124,36 @@ fn child(fds: [RawFd; 4]) -> ! {
             libc::pause();
         }
     }
+}
+
+/// A child that makes one system call under PTRACE_SYSEMU: whether the tracer saw it.
+pub fn probe_child() -> Result<bool> {
+    // SAFETY: as in `fork_zygote`; the child makes only system calls.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0usize, 0usize, 0usize, 0usize) };
+    if pid < 0 {
+        return Err(io::Error::last_os_error()).context("fork");
+    }
+    if pid == 0 {
+        loop {
+            // SAFETY: system calls of this new process.
+            unsafe {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                libc::pause();
+            }
+        }
+    }
+    let pid = pid as i32;
+    let seen = probe_trace(pid);
+    ptrace::kill_process(pid);
+    while !matches!(ptrace::wait(pid), Ok(Stop::Exited) | Err(_)) {}
+    seen
+}
+
+fn probe_trace(pid: i32) -> Result<bool> {
+    ptrace::seize(pid, ptrace::O_SYSGOOD | ptrace::O_EXITKILL).context("PTRACE_SEIZE")?;
+    ptrace::interrupt(pid).context("PTRACE_INTERRUPT")?;
+    ensure!(matches!(ptrace::wait(pid).context("wait4")?, Stop::Event(_)), "PTRACE_INTERRUPT: no stop");
+    ptrace::resume(pid, Resume::Emulate).context("PTRACE_SYSEMU")?;
+    ensure!(ptrace::wait(pid).context("wait4")? == Stop::Syscall, "PTRACE_SYSEMU: no stop at a system call");
+    Ok(ptrace::syscall_info(pid).context("PTRACE_GET_SYSCALL_INFO")?.is_some_and(|info| info.arch == AUDIT_ARCH_X86_64))
 }

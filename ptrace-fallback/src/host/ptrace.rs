@@ -1,6 +1,9 @@
 //! ptrace(2) and the wait4(2) that goes with it. A tracee belongs to the thread that seized it.
 
-use std::{io, mem, ptr};
+use std::{
+    io, mem, ptr,
+    time::{Duration, Instant},
+};
 
 use sentry_abi::context::Registers;
 
@@ -12,7 +15,6 @@ const PTRACE_GETREGS: u32 = 12;
 const PTRACE_SETREGS: u32 = 13;
 const PTRACE_DETACH: u32 = 17;
 const PTRACE_SYSEMU: u32 = 31;
-const PTRACE_SETOPTIONS: u32 = 0x4200;
 const PTRACE_GETEVENTMSG: u32 = 0x4201;
 const PTRACE_GETSIGINFO: u32 = 0x4202;
 const PTRACE_GETREGSET: u32 = 0x4204;
@@ -84,10 +86,6 @@ pub fn interrupt(tid: i32) -> Result<()> {
 
 pub fn detach(tid: i32) -> Result<()> {
     request(PTRACE_DETACH, tid, 0, 0).map(drop)
-}
-
-pub fn set_options(tid: i32, options: u64) -> Result<()> {
-    request(PTRACE_SETOPTIONS, tid, 0, options as usize).map(drop)
 }
 
 pub fn resume(tid: i32, how: Resume) -> Result<()> {
@@ -164,13 +162,7 @@ pub fn syscall_info(tid: i32) -> Result<Option<SyscallInfo>> {
     const ENTRY: u8 = 1;
     let mut raw = Raw::default();
     request(PTRACE_GET_SYSCALL_INFO, tid, size_of::<Raw>(), &raw mut raw as usize)?;
-    Ok((raw.op == ENTRY).then_some(SyscallInfo {
-        arch: raw.arch,
-        ip: raw.ip,
-        sp: raw.sp,
-        nr: raw.nr,
-        args: raw.args,
-    }))
+    Ok((raw.op == ENTRY).then_some(SyscallInfo { arch: raw.arch, ip: raw.ip, sp: raw.sp, nr: raw.nr, args: raw.args }))
 }
 
 pub fn signal_info(tid: i32) -> Result<SignalInfo> {
@@ -229,5 +221,30 @@ pub fn kill_process(pid: i32) {
     // SAFETY: only sends a signal.
     unsafe {
         libc::kill(pid, libc::SIGKILL);
+    }
+}
+
+/// Takes the end of a killed tracee of this thread, if it has come; true when there is nothing more to wait for.
+pub fn reap(tid: i32) -> bool {
+    let mut status = 0;
+    // SAFETY: the kernel writes the status.
+    let result = unsafe { libc::syscall(libc::SYS_wait4, tid, &raw mut status, libc::__WALL | libc::WNOHANG, 0usize) };
+    match result {
+        0 => false,
+        -1 => io::Error::last_os_error().raw_os_error() != Some(libc::EINTR),
+        // Any stop on the way to the end is passed.
+        _ => !libc::WIFSTOPPED(status),
+    }
+}
+
+/// Takes the ends of killed tracees or children that come within `limit`.
+pub fn reap_within(mut tids: Vec<i32>, limit: Duration) {
+    let start = Instant::now();
+    loop {
+        tids.retain(|&tid| !reap(tid));
+        if tids.is_empty() || start.elapsed() >= limit {
+            return;
+        }
+        std::thread::sleep(Duration::from_micros(200));
     }
 }
