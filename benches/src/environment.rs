@@ -44,7 +44,7 @@ pub struct Row {
 impl Environment {
     pub fn usable(options: &Options) -> Result<Vec<Environment>> {
         let mut found = vec![("native", Launcher::Native)];
-        // crun refuses a host with both versions of cgroups; nothing here needs any.
+        // Nothing here needs a cgroup.
         for (name, flags) in [("runc", &[][..]), ("crun", &["--cgroup-manager=disabled"])] {
             if let Some(path) = find_program(name) {
                 found.push((name, Launcher::Runtime(path, flags.iter().map(|flag| (*flag).to_owned()).collect())));
@@ -90,6 +90,9 @@ impl Environment {
     fn runtime(&self, program: &std::path::Path, flags: &[String]) -> Command {
         let mut command = Command::new(program);
         command.arg("--root").arg(self.state.path()).args(flags).stdin(Stdio::null());
+        if program.ends_with("crun") {
+            hide_second_cgroup(&mut command);
+        }
         command
     }
 
@@ -171,6 +174,27 @@ impl Environment {
                 Ok(Sleeping::Container(self, id))
             }
         }
+    }
+}
+
+/// crun refuses a host that has both versions of cgroups mounted, so it gets a mount namespace where the second is not.
+fn hide_second_cgroup(command: &mut Command) {
+    const SECOND: &std::ffi::CStr = c"/sys/fs/cgroup/unified";
+    if !std::path::Path::new("/sys/fs/cgroup/unified").exists() {
+        return;
+    }
+    // SAFETY: the closure makes system calls only, which are safe between fork and exec, with strings that live for ever.
+    unsafe {
+        command.pre_exec(|| {
+            let private = libc::MS_REC | libc::MS_PRIVATE;
+            if libc::unshare(libc::CLONE_NEWNS) != 0
+                || libc::mount(std::ptr::null(), c"/".as_ptr(), std::ptr::null(), private, std::ptr::null()) != 0
+                || libc::umount2(SECOND.as_ptr(), libc::MNT_DETACH) != 0
+            {
+                return Err(std::io::Error::last_os_error());
+            }
+            Ok(())
+        });
     }
 }
 

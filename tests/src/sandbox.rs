@@ -20,6 +20,7 @@ use crate::{
 pub struct Runsc {
     kind: Kind,
     dir: TempDir,
+    state: Option<PathBuf>,
     global: Vec<OsString>,
     environment: Vec<(OsString, OsString)>,
     cwd: Option<PathBuf>,
@@ -40,6 +41,7 @@ impl Runsc {
         Runsc {
             kind,
             dir: TempDir::new("state"),
+            state: None,
             global: Vec::new(),
             environment: Vec::new(),
             cwd: None,
@@ -73,9 +75,15 @@ impl Runsc {
         self
     }
 
+    /// Another state directory than one of its own.
+    pub fn state_in(mut self, dir: &str) -> Runsc {
+        self.state = Some(dir.into());
+        self
+    }
+
     /// The state directory (`--root`).
     pub fn state_dir(&self) -> PathBuf {
-        self.dir.path().join("state")
+        self.state.clone().unwrap_or_else(|| self.dir.path().join("state"))
     }
 
     fn log_path(&self) -> PathBuf {
