@@ -410,7 +410,7 @@ mod tests {
         assert_eq!(c.call(Op::Truncate, 0, 6, &[], 0).0, 0);
         assert_eq!(file.metadata().unwrap().len(), 6);
         // Not a terminal.
-        assert_eq!(c.call(Op::Ioctl, libc::TCGETS as u64, 0, &[], 36).0, -i64::from(libc::ENOTTY));
+        assert_eq!(c.call(Op::Ioctl, libc::TCGETS, 0, &[], 36).0, -i64::from(libc::ENOTTY));
     }
 
     #[test]
@@ -424,19 +424,19 @@ mod tests {
         let slave = rustix::fs::open(&*name, flags, rustix::fs::Mode::empty()).unwrap();
         let mut c = client(vec![slave]);
         let size = [24u16, 80, 0, 0];
-        assert_eq!(c.call(Op::Ioctl, libc::TIOCSWINSZ as u64, 0, size.as_bytes(), 0).0, 0);
-        let (result, back) = c.call(Op::Ioctl, libc::TIOCGWINSZ as u64, 0, &[], 8);
+        assert_eq!(c.call(Op::Ioctl, libc::TIOCSWINSZ, 0, size.as_bytes(), 0).0, 0);
+        let (result, back) = c.call(Op::Ioctl, libc::TIOCGWINSZ, 0, &[], 8);
         assert_eq!((result, &back[..]), (0, size.as_bytes()));
-        let (result, mut termios) = c.call(Op::Ioctl, libc::TCGETS as u64, 0, &[], 36);
+        let (result, mut termios) = c.call(Op::Ioctl, libc::TCGETS, 0, &[], 36);
         assert_eq!((result, termios.len()), (0, 36));
         // Raw: no ICANON, no ECHO.
         termios[12] &= !(libc::ICANON | libc::ECHO) as u8;
-        assert_eq!(c.call(Op::Ioctl, libc::TCSETSF as u64, 0, &termios, 0).0, 0);
+        assert_eq!(c.call(Op::Ioctl, libc::TCSETSF, 0, &termios, 0).0, 0);
         assert_eq!(c.read(10).0, AGAIN);
         rustix::io::write(&master, b"k").unwrap();
         assert_eq!(c.read(10), (1, b"k".to_vec()));
         for forbidden in [libc::TIOCSTI, libc::TIOCSCTTY, libc::TIOCNOTTY, libc::TIOCSETD] {
-            assert_eq!(c.call(Op::Ioctl, forbidden as u64, 0, b"x", 0).0, -i64::from(libc::ENOTTY));
+            assert_eq!(c.call(Op::Ioctl, forbidden, 0, b"x", 0).0, -i64::from(libc::ENOTTY));
         }
     }
 }

@@ -42,6 +42,11 @@ const BATCH: usize = 64;
 pub fn serve(config: GoferConfig) -> Result<()> {
     let memory = device_memory(config.device_fd.as_fd())?;
     drop(config.device_fd);
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let raised = rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = rustix::process::setrlimit(rustix::process::Resource::Nofile, raised) {
+        log::warn!("gofer: the limit of open files stays at {:?}: {error}", limit.current);
+    }
     // Modes are the sentry's to decide.
     rustix::process::umask(rustix::fs::Mode::empty());
     let roots = config.roots.into_iter().map(|root| (root.fd, root.readonly));

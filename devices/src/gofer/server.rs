@@ -169,7 +169,7 @@ impl Server {
 
     fn walk(&mut self, call: &mut Call<'_>) -> Outcome {
         let arg: fuse::WalkIn = call.arg()?;
-        if arg.count == 0 || arg.count as usize > fuse::MAX_WALK {
+        if arg.count as usize > fuse::MAX_WALK {
             return Err(Errno::INVAL);
         }
         let names = call.rest()?;
@@ -177,7 +177,7 @@ impl Server {
         let head = call.chain.reserve(size_of::<fuse::WalkOut>()).map_err(|_| Errno::NOBUFS)?;
         let mut out = fuse::WalkOut::default();
         let mut at = call.header.nodeid;
-        let mut kind = FileType::Directory;
+        let mut kind = if arg.count == 0 { self.nodes.kind(at)? } else { FileType::Directory };
         for _ in 0..arg.count {
             if kind != FileType::Directory {
                 break;
@@ -205,7 +205,7 @@ impl Server {
             let target = self.link_target(at)?;
             // A target that does not fit is asked for by itself.
             if call.bytes(&target).is_ok() {
-                out.target_len = target.len() as u32;
+                out.data_len = target.len() as u32;
             }
         }
         let whole = out.found == arg.count;
@@ -215,6 +215,12 @@ impl Server {
                     out.fh = fh;
                     if arg.flags & fuse::walk::SHARE != 0 {
                         out.handle = self.share_file(fh).unwrap_or(0);
+                    }
+                    if arg.flags & fuse::walk::DATA != 0 {
+                        let room = call.chain.writable();
+                        let file = self.files.get(fh)?;
+                        // What cannot be read now fails when it is read by itself.
+                        out.data_len = call.chain.read_from(file.as_fd(), room, Some(0), 0).unwrap_or(0) as u32;
                     }
                 }
                 Err(error) => out.open_error = -error.raw_os_error(),

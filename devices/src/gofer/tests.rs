@@ -168,6 +168,11 @@ fn a_walk_goes_as_far_as_it_can() {
     assert_eq!(content, "shell");
     assert!(receive_file(c.socket.as_fd()).is_none());
 
+    let node = entries[2].nodeid;
+    let (out, _, data) = c.walk(node, &[], fuse::walk::OPEN | fuse::walk::DATA);
+    assert_eq!((out.found, out.data_len, &data[..]), (0, 5, &b"shell"[..]));
+    assert_ne!(out.fh, 0);
+
     let (out, entries, target) = c.walk(1, &["bin", "sh"], 0);
     assert_eq!((out.found, out.stopped), (1, 0));
     assert_eq!(entries[0].attr.mode & libc::S_IFMT, libc::S_IFLNK);

@@ -71,8 +71,9 @@ opcodes! {
     ReadDirPlus = 44,
     Rename2 = 45,
     LSeek = 46,
-    /// [`WalkIn`] and names -> [`WalkOut`], entries, link target. Looks up several components, stopping at a symbolic link
-    /// or at one that is missing, and may open the last.
+    /// [`WalkIn`] and names -> [`WalkOut`], entries, link target or data. Looks up several components, stopping at a symbolic
+    /// link or at one that is missing, and may open the last, hand it over and read its beginning. With no names it
+    /// opens the node itself.
     Walk = 0x5200,
     /// [`ShareIn`] -> [`ShareOut`]. Hands the open file to the VMM, so that `hostcall::Op::WindowMap` can place it.
     Share = 0x5201,
@@ -344,15 +345,15 @@ wire! {
         pub open_flags: u32,
         pub padding: u32,
     }
-    /// Followed by `found` [`EntryOut`], then `target_len` bytes of link target when the last of them is a symbolic link.
-    /// Every entry counts as a look-up.
+    /// Followed by `found` [`EntryOut`], then `data_len` bytes: the link target when the last of them is a symbolic link, the
+    /// file's beginning with [`walk::DATA`]. Every entry counts as a look-up.
     pub struct WalkOut {
         pub found: u32,
         /// Why component `found` was not reached: 0 (all found, or the last found is no directory) or a negative errno.
         pub stopped: i32,
         /// Zero, or why the last could not be opened (negative errno).
         pub open_error: i32,
-        pub target_len: u32,
+        pub data_len: u32,
         /// Open file; 0: none.
         pub fh: u64,
         /// Handle for the window; 0: none.
@@ -386,6 +387,8 @@ pub mod walk {
     pub const OPEN: u32 = 1;
     /// And hand it to the VMM.
     pub const SHARE: u32 = 2;
+    /// And read its first bytes, as many as there is room for.
+    pub const DATA: u32 = 4;
 }
 
 /// [`WriteIn::write_flags`].
