@@ -8,7 +8,7 @@ use core::{
 
 use sentry_abi::{boot::BootParams, config::SandboxConfig};
 
-use crate::{arch, log, mm, sched, syscall, time};
+use crate::{arch, drivers, log, mm, sched, syscall, time};
 
 /// Where every CPU arrives, on its boot stack.
 pub fn start(params: &'static BootParams, cpu: usize) -> ! {
@@ -39,13 +39,16 @@ fn boot(params: &'static BootParams) {
     log::set_level(config.log_level);
     syscall::configure_strace(&config.strace);
     mm::init(params, config.memory_limit);
+    drivers::init(params);
     start_init(config);
 }
 
 fn start_init(_config: SandboxConfig) {}
 
 /// Completion interrupts of devices: bit `n` for device `n` of the boot parameters.
-pub fn device_interrupts(_devices: u64) {}
+pub fn device_interrupts(devices: u64) {
+    crate::drivers::interrupt(devices)
+}
 
 static PANICKING: AtomicBool = AtomicBool::new(false);
 

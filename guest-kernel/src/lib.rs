@@ -10,6 +10,7 @@ extern crate alloc;
 pub mod arch;
 pub mod boot;
 pub mod counters;
+pub mod drivers;
 pub mod errno;
 pub mod fs;
 pub mod log;

@@ -43,6 +43,10 @@ impl Files {
         fh
     }
 
+    pub fn close(&mut self, fh: u64) {
+        self.open.remove(&fh);
+    }
+
     pub fn get(&self, fh: u64) -> Result<&OwnedFd, Errno> {
         self.open.get(&fh).ok_or(Errno::BADF)
     }

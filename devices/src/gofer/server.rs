@@ -72,7 +72,7 @@ impl Server {
     pub fn handle(&mut self, chain: &mut Chain) -> Result<(), BadChain> {
         let header: fuse::InHeader = chain.read_object()?;
         let opcode = Opcode::from_raw(header.opcode);
-        if let Some(Opcode::Forget | Opcode::BatchForget) = opcode {
+        if let Some(Opcode::Forget | Opcode::BatchForget | Opcode::BatchRelease) = opcode {
             // Not answered; a malformed one forgets nothing.
             let _ = self.forget(&mut Call { header, chain });
             return Ok(());
@@ -100,7 +100,7 @@ impl Server {
             Opcode::Init => self.init(call),
             Opcode::Lookup => self.lookup(call),
             Opcode::Walk => self.walk(call),
-            Opcode::Forget | Opcode::BatchForget => Ok(()),
+            Opcode::Forget | Opcode::BatchForget | Opcode::BatchRelease => Ok(()),
             Opcode::GetAttr => self.get_attr(call),
             Opcode::SetAttr => self.set_attr(call),
             Opcode::ReadLink => self.read_link(call),
@@ -152,6 +152,12 @@ impl Server {
             return Ok(());
         }
         let arg: fuse::BatchForgetIn = call.arg()?;
+        if call.header.opcode == Opcode::BatchRelease as u32 {
+            for _ in 0..arg.count {
+                self.files.close(call.arg()?);
+            }
+            return Ok(());
+        }
         for _ in 0..arg.count {
             let one: fuse::ForgetOne = call.arg()?;
             self.nodes.forget(one.nodeid, one.nlookup);

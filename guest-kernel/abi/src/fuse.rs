@@ -75,6 +75,8 @@ opcodes! {
     /// link or at one that is missing, and may open the last, hand it over and read its beginning. With no names it
     /// opens the node itself.
     Walk = 0x5200,
+    /// [`BatchForgetIn`] and that many `fh` -> nothing. Closes open files.
+    BatchRelease = 0x5202,
     /// [`ShareIn`] -> [`ShareOut`]. Hands the open file to the VMM, so that `hostcall::Op::WindowMap` can place it.
     Share = 0x5201,
 }

@@ -32,7 +32,8 @@ pub fn config(params: &BootParams) -> Option<sentry_abi::config::SandboxConfig> 
 
 fn call(op: Op, args: [u64; 6]) -> i64 {
     if backend() == Backend::Hosted {
-        return 0;
+        // Unit tests have no window: files are read by request.
+        return if matches!(op, Op::WindowMap) { -38 } else { 0 };
     }
     count(Counter::HostCalls);
     let cpu = cpu_index();

@@ -10,6 +10,7 @@ mod context;
 pub mod dentry;
 mod fdtable;
 mod file;
+pub mod gofer;
 mod inode;
 mod mount;
 mod path;

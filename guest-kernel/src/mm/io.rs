@@ -23,6 +23,7 @@ pub struct IoVec {
 pub const MAX_TRANSFER: usize = 0x7fff_f000;
 
 /// A list of pieces and the position in it.
+#[derive(Clone)]
 struct Cursor {
     pieces: SmallVec<[IoVec; 1]>,
     piece: usize,
@@ -185,6 +186,23 @@ impl<'a> IoSrc<'a> {
                 *bytes = &bytes[n..];
                 Ok(n)
             }
+        }
+    }
+
+    /// Copies to `len` bytes of physical memory like [`IoSrc::get_physical`], without using them up: for a device that may
+    /// take only a part, which [`IoSrc::skip`] then counts.
+    pub fn peek_physical(&self, gpa: u64, len: usize) -> Result<usize> {
+        match &self.0 {
+            Src::User(space, cursor) => IoSrc(Src::User(space, cursor.clone())).get_physical(gpa, len),
+            Src::Kernel(bytes) => IoSrc(Src::Kernel(bytes)).get_physical(gpa, len),
+        }
+    }
+
+    pub fn skip(&mut self, len: usize) {
+        match &mut self.0 {
+            // Copies nothing, so it cannot fail.
+            Src::User(_, cursor) => drop(cursor.advance(len, |_, _, n| Ok(n))),
+            Src::Kernel(bytes) => *bytes = &bytes[len.min(bytes.len())..],
         }
     }
 

@@ -1,6 +1,7 @@
 //! Memory: physical frames, page tables, address spaces, the kernel heap, and the way to user memory.
 
 pub mod buddy;
+pub mod dma;
 mod fault;
 pub mod frames;
 pub mod heap;

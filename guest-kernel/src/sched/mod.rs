@@ -100,6 +100,11 @@ fn enqueue(task: Arc<Task>) {
     }
 }
 
+/// Whether nobody else waits for this CPU: then a task may look at a device for a moment instead of sleeping.
+pub fn alone() -> bool {
+    this_cpu().queue.lock().is_empty()
+}
+
 /// Gives the CPU to the next task in the queue, if there is one.
 pub fn yield_now() {
     let Some(task) = current() else { return };

@@ -1,0 +1,212 @@
+//! Nodes: the files of a mount as they are known here.
+
+use alloc::{
+    sync::{Arc, Weak},
+    vec::Vec,
+};
+use core::sync::atomic::{
+    AtomicU32, AtomicU64,
+    Ordering::{Relaxed, SeqCst},
+};
+
+use hashbrown::HashMap;
+use sentry_abi::fuse::{self, Opcode, fattr};
+use zerocopy::IntoBytes;
+
+use super::{
+    attr::Cached,
+    client::{Client, Owner},
+    dir::{Listing, Prefetched},
+    file::Handle,
+    window::{Segment, Segments},
+};
+use crate::{
+    errno::{EIO, Result},
+    mm::MappingList,
+    sync::{Mutex, SpinLock},
+};
+
+/// One of the gofer's roots, mounted.
+pub struct GoferFs {
+    pub(super) client: Arc<Client>,
+    /// Nobody else changes the files: what is known stays true.
+    pub(super) exclusive: bool,
+    device: u64,
+    nodes: SpinLock<HashMap<u64, Weak<Node>>>,
+    pub(super) prefetched: SpinLock<Vec<Prefetched>>,
+}
+
+pub struct Node {
+    pub(super) fs: Arc<GoferFs>,
+    pub(super) id: u64,
+    this: Weak<Node>,
+    /// Type bits of the mode: they never change.
+    kind: u32,
+    /// Look-ups the gofer has counted for us.
+    nlookup: AtomicU64,
+    cached: SpinLock<Cached>,
+    /// The gofer's open file, shared by all open files here. Held over requests, never over a copy to or from user memory.
+    pub(super) handle: Mutex<Handle>,
+    /// Open files here.
+    pub(super) opens: AtomicU32,
+    /// Reads so far, up to the point where it matters.
+    pub(super) reads: AtomicU32,
+    pub(super) segments: Segments,
+    /// Segments that were replaced while something mapped them.
+    pub(super) retired: SpinLock<Vec<Arc<Segment>>>,
+    pub(super) mapped: MappingList,
+    pub(super) listing: SpinLock<Option<Arc<Listing>>>,
+}
+
+impl GoferFs {
+    /// Mounts root `index` of the gofer; its file system and root node. `device` is st_dev of its files.
+    pub fn mount(client: Arc<Client>, index: u32, exclusive: bool, device: u64) -> Result<(Arc<GoferFs>, Arc<Node>)> {
+        let fs = Arc::new(GoferFs {
+            client,
+            exclusive,
+            device,
+            nodes: SpinLock::new(HashMap::new()),
+            prefetched: SpinLock::default(),
+        });
+        let id = fuse::ROOT + u64::from(index);
+        let arg = fuse::GetAttrIn::default();
+        let out: fuse::AttrOut = fs.client.call(Opcode::GetAttr, id, Owner::default(), &[arg.as_bytes()])?.object()?;
+        let root = fs.node(&fuse::EntryOut { nodeid: id, attr: out.attr, ..Default::default() })?;
+        Ok((fs, root))
+    }
+
+    pub fn device(&self) -> u64 {
+        self.device
+    }
+
+    /// The node of an entry the gofer has answered with, which counts as a look-up.
+    pub(super) fn node(self: &Arc<Self>, entry: &fuse::EntryOut) -> Result<Arc<Node>> {
+        if entry.nodeid == 0 {
+            return Err(EIO);
+        }
+        let kind = entry.attr.mode & 0o170000;
+        let mut nodes = self.nodes.lock();
+        let known = nodes.get(&entry.nodeid).and_then(Weak::upgrade);
+        if let Some(node) = &known
+            && node.kind == kind
+        {
+            drop(nodes);
+            node.nlookup.fetch_add(1, Relaxed);
+            if !self.exclusive {
+                node.cached.lock().set(entry.attr);
+            }
+            return Ok(node.clone());
+        }
+        let node = Arc::new_cyclic(|this| Node {
+            fs: self.clone(),
+            id: entry.nodeid,
+            this: this.clone(),
+            kind,
+            nlookup: AtomicU64::new(1),
+            cached: SpinLock::new(Cached::new(entry.attr)),
+            handle: Mutex::new(Handle::default()),
+            opens: AtomicU32::new(0),
+            reads: AtomicU32::new(0),
+            segments: Segments::default(),
+            retired: SpinLock::default(),
+            mapped: MappingList::new(),
+            listing: SpinLock::default(),
+        });
+        nodes.insert(entry.nodeid, Arc::downgrade(&node));
+        // A node that goes takes the lock itself.
+        drop(nodes);
+        drop(known);
+        Ok(node)
+    }
+}
+
+impl Node {
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Type bits of the mode.
+    pub fn kind(&self) -> u32 {
+        self.kind
+    }
+
+    pub(super) fn strong(&self) -> Result<Arc<Node>> {
+        self.this.upgrade().ok_or(EIO)
+    }
+
+    pub(super) fn call<'a>(
+        &'a self,
+        opcode: Opcode,
+        owner: Owner,
+        args: &[&[u8]],
+    ) -> Result<super::client::Reply<'a>> {
+        self.fs.client.call(opcode, self.id, owner, args)
+    }
+
+    /// Something here has changed what the host's attributes are.
+    pub(super) fn touched(&self) {
+        self.cached.lock().touched();
+    }
+
+    pub(super) fn written(&self, end: u64) {
+        self.cached.lock().written(end);
+    }
+
+    /// Attributes: from memory on an exclusive mount, unless something here has changed the file.
+    pub fn attr(&self) -> Result<fuse::Attr> {
+        let cached = *self.cached.lock();
+        if self.fs.exclusive && !cached.stale { Ok(cached.attr) } else { self.refresh() }
+    }
+
+    pub(super) fn refresh(&self) -> Result<fuse::Attr> {
+        let before = *self.cached.lock();
+        let fh = self.handle.try_lock().map_or(0, |handle| handle.fh);
+        let arg = fuse::GetAttrIn { fh, ..Default::default() };
+        let out: fuse::AttrOut = self.call(Opcode::GetAttr, Owner::default(), &[arg.as_bytes()])?.object()?;
+        if out.attr.mode & 0o170000 != self.kind {
+            return Err(EIO);
+        }
+        let taken = self.cached.lock().answered(out.attr, before.version());
+        if taken && out.attr.size < before.attr.size {
+            self.forget_pages_from(out.attr.size);
+        }
+        Ok(out.attr)
+    }
+
+    /// Size as last known.
+    pub fn size(&self) -> u64 {
+        self.cached.lock().attr.size
+    }
+
+    /// Changes attributes; `valid` and the values are FUSE's.
+    pub fn set_attr(&self, mut change: fuse::SetAttrIn) -> Result<()> {
+        if change.valid & fattr::SIZE != 0 {
+            let handle = self.handle.lock();
+            if handle.fh != 0 && handle.writable {
+                change.valid |= fattr::FH;
+                change.fh = handle.fh;
+            }
+        }
+        let old = self.size();
+        let out: fuse::AttrOut = self.call(Opcode::SetAttr, Owner::default(), &[change.as_bytes()])?.object()?;
+        self.cached.lock().set(out.attr);
+        if change.valid & fattr::SIZE != 0 && out.attr.size < old {
+            self.forget_pages_from(out.attr.size);
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        {
+            // Another node may have taken the place while this one was going.
+            let mut nodes = self.fs.nodes.lock();
+            if nodes.get(&self.id).is_some_and(|weak| weak.strong_count() == 0) {
+                nodes.remove(&self.id);
+            }
+        }
+        self.close_handle();
+        self.fs.client.forget(self.id, self.nlookup.load(SeqCst));
+    }
+}
