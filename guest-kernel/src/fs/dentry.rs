@@ -108,9 +108,17 @@ impl Dentry {
 
     /// What `name` stands for in this directory, from the cache or the file system. ENOENT when there is nothing.
     pub fn lookup(self: &Arc<Self>, name: &[u8]) -> Result<Arc<Dentry>> {
+        self.lookup_ahead(name, b"")
+    }
+
+    /// As [`Dentry::lookup`], when the path `rest` is going to be walked from there.
+    pub fn lookup_ahead(self: &Arc<Self>, name: &[u8], rest: &[u8]) -> Result<Arc<Dentry>> {
         let directory = self.directory()?;
         if let Some(found) = self.cached(directory, name) {
             return found;
+        }
+        if !rest.is_empty() {
+            self.inode.prefetch(name, rest);
         }
         let _changes = directory.changes.lock();
         self.lookup_locked(directory, name)

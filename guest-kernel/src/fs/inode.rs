@@ -145,6 +145,10 @@ pub trait Inode: Any + Send + Sync {
         Err(ENOTDIR)
     }
 
+    /// `name` is about to be looked up, and then the components of `rest`, a path: a file system that is far away may ask for
+    /// all of them at once.
+    fn prefetch(&self, _name: &[u8], _rest: &[u8]) {}
+
     /// Whether a cached result for `name` (None: it did not exist) still holds. Asked on each use of the cache.
     fn revalidate(&self, _name: &[u8], _child: Option<&Arc<dyn Inode>>) -> bool {
         true

@@ -271,7 +271,7 @@ impl<'a> Walk<'a> {
                 b"." => {}
                 b".." => at = self.up(&at)?,
                 component => {
-                    let child = self.child(&at, component)?;
+                    let child = self.child_ahead(&at, component, &text[position..])?;
                     match child.dentry.file_type() {
                         FileType::Directory => at = child,
                         FileType::Symlink => {
@@ -318,6 +318,10 @@ impl<'a> Walk<'a> {
 
     /// A name in a directory that the caller may search, with what is mounted there.
     pub fn child(&self, dir: &Path, name: &[u8]) -> Result<Path> {
+        self.child_ahead(dir, name, b"")
+    }
+
+    fn child_ahead(&self, dir: &Path, name: &[u8], rest: &[u8]) -> Result<Path> {
         if name.len() > NAME_MAX {
             return Err(ENAMETOOLONG);
         }
@@ -325,7 +329,7 @@ impl<'a> Walk<'a> {
             return Err(ENOTDIR);
         }
         permission::check(&**dir.inode(), self.creds, permission::EXECUTE)?;
-        let dentry = dir.dentry.lookup(name)?;
+        let dentry = dir.dentry.lookup_ahead(name, rest)?;
         let found = Path { mount: dir.mount.clone(), dentry }.top();
         if self.resolve.contains(Resolve::NO_XDEV) && !Arc::ptr_eq(&found.mount, &dir.mount) {
             return Err(EXDEV);

@@ -14,6 +14,7 @@ use super::{
 use crate::{
     errno::{EIO, ENOENT, ENOTDIR, Result},
     mm::dma::DmaBuffer,
+    time,
 };
 
 /// Bytes of one piece of a listing.
@@ -22,6 +23,8 @@ const PIECE: usize = 64 << 10;
 const MAX_NODES: usize = 4096;
 /// Entries a listing may have at all.
 const MAX_ENTRIES: usize = 1 << 20;
+/// How long a prefetched result of a shared mount is good, ns: the walk it was asked for is under way.
+const PREFETCH_LIFE: u64 = 1_000_000;
 /// Prefetched results kept.
 const MAX_PREFETCHED: usize = 2 * fuse::MAX_WALK;
 
@@ -44,6 +47,8 @@ pub(super) struct Prefetched {
     parent: u64,
     name: Box<[u8]>,
     node: Result<Arc<Node>>,
+    /// On a shared mount it counts only until then (CLOCK_MONOTONIC, ns).
+    until: u64,
 }
 
 fn entry_at(reply: &Reply<'_>, at: usize) -> Result<fuse::EntryOut> {
@@ -81,11 +86,13 @@ impl Node {
     fn take_prefetched(&self, name: &[u8]) -> Option<Result<Arc<Node>>> {
         let mut prefetched = self.fs.prefetched.lock();
         let at = prefetched.iter().position(|p| p.parent == self.id && *p.name == *name)?;
-        Some(prefetched.swap_remove(at).node)
+        let found = prefetched.swap_remove(at);
+        drop(prefetched);
+        (self.fs.exclusive || time::monotonic() <= found.until).then_some(found.node)
     }
 
     /// The names are about to be looked up, each in what the one before leads to: asks for all of them at once.
-    pub fn prefetch(&self, names: &[&[u8]]) {
+    pub fn prefetch_names(&self, names: &[&[u8]]) {
         if names.len() < 2 || self.kind() != 0o040000 {
             return;
         }
@@ -107,18 +114,25 @@ impl Node {
         // A failure shows again when the names are looked up.
         let Ok(reply) = self.call(Opcode::Walk, Owner::default(), &[arg.as_bytes(), &packed]) else { return };
         let Ok(out) = reply.object::<fuse::WalkOut>() else { return };
+        let until = time::monotonic() + PREFETCH_LIFE;
         let mut parent = self.id;
         let mut results = Vec::new();
         for (i, name) in names.iter().enumerate().take((out.found as usize).min(count as usize)) {
             let at = size_of::<fuse::WalkOut>() + i * size_of::<fuse::EntryOut>();
             let Ok(node) = entry_at(&reply, at).and_then(|entry| self.fs.node(&entry)) else { return };
-            results.push(Prefetched { parent, name: (*name).into(), node: Ok(node.clone()) });
+            if i + 1 == out.found as usize
+                && out.data_len > 0
+                && let Ok(target) = reply.bytes(at + size_of::<fuse::EntryOut>(), out.data_len as usize)
+            {
+                node.target.call_once(|| target);
+            }
+            results.push(Prefetched { parent, name: (*name).into(), node: Ok(node.clone()), until });
             parent = node.id;
         }
         if out.stopped == -2
             && let Some(name) = names.get(out.found as usize)
         {
-            results.push(Prefetched { parent, name: (*name).into(), node: Err(ENOENT) });
+            results.push(Prefetched { parent, name: (*name).into(), node: Err(ENOENT), until });
         }
         let old = {
             let mut prefetched = self.fs.prefetched.lock();
@@ -281,8 +295,12 @@ impl Node {
     }
 
     pub fn link_target(&self) -> Result<Vec<u8>> {
+        if let Some(target) = self.target.get() {
+            return Ok(target.clone());
+        }
         let reply = self.call(Opcode::ReadLink, Owner::default(), &[])?;
-        reply.bytes(0, reply.len())
+        let target = reply.bytes(0, reply.len())?;
+        Ok(self.target.call_once(|| target).clone())
     }
 }
 

@@ -8,10 +8,12 @@ mod attr;
 mod client;
 mod dir;
 mod file;
+mod inode;
 mod node;
 #[cfg(test)]
 mod tests;
 mod window;
 
 pub use client::{Client, Owner};
+pub use inode::connect;
 pub use node::{GoferFs, Node};

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     errno::{EIO, Result},
     mm::MappingList,
-    sync::{Mutex, SpinLock},
+    sync::{Mutex, Once, SpinLock},
 };
 
 /// One of the gofer's roots, mounted.
@@ -32,6 +32,8 @@ pub struct GoferFs {
     /// Nobody else changes the files: what is known stays true.
     pub(super) exclusive: bool,
     device: u64,
+    /// Id of the root node.
+    pub(super) root: u64,
     nodes: SpinLock<HashMap<u64, Weak<Node>>>,
     pub(super) prefetched: SpinLock<Vec<Prefetched>>,
 }
@@ -56,19 +58,22 @@ pub struct Node {
     pub(super) retired: SpinLock<Vec<Arc<Segment>>>,
     pub(super) mapped: MappingList,
     pub(super) listing: SpinLock<Option<Arc<Listing>>>,
+    /// A symbolic link's text: it never changes.
+    pub(super) target: Once<Vec<u8>>,
 }
 
 impl GoferFs {
     /// Mounts root `index` of the gofer; its file system and root node. `device` is st_dev of its files.
     pub fn mount(client: Arc<Client>, index: u32, exclusive: bool, device: u64) -> Result<(Arc<GoferFs>, Arc<Node>)> {
+        let id = fuse::ROOT + u64::from(index);
         let fs = Arc::new(GoferFs {
             client,
             exclusive,
             device,
+            root: id,
             nodes: SpinLock::new(HashMap::new()),
             prefetched: SpinLock::default(),
         });
-        let id = fuse::ROOT + u64::from(index);
         let arg = fuse::GetAttrIn::default();
         let out: fuse::AttrOut = fs.client.call(Opcode::GetAttr, id, Owner::default(), &[arg.as_bytes()])?.object()?;
         let root = fs.node(&fuse::EntryOut { nodeid: id, attr: out.attr, ..Default::default() })?;
@@ -111,6 +116,7 @@ impl GoferFs {
             retired: SpinLock::default(),
             mapped: MappingList::new(),
             listing: SpinLock::default(),
+            target: Once::new(),
         });
         nodes.insert(entry.nodeid, Arc::downgrade(&node));
         // A node that goes takes the lock itself.
