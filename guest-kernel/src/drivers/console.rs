@@ -64,8 +64,7 @@ pub(super) fn start(mmio: u64, number: u32) -> Result<()> {
 impl Console {
     fn post(&self, place: usize) {
         let at = place * size_of::<Event>();
-        let buffer =
-            Buffer { gpa: self.event_page.gpa() + at as u64, len: size_of::<Event>() as u32, writable: true };
+        let buffer = Buffer { gpa: self.event_page.gpa() + at as u64, len: size_of::<Event>() as u32, writable: true };
         // Held over the post, so that a completion finds the place.
         let mut posted = self.posted.lock();
         if let Some(head) = self.events.post(&[buffer]) {
@@ -115,11 +114,8 @@ impl Stream {
     fn send(&self, request: Request, buffer: &DmaBuffer, out: usize, back: usize) -> Result<u64> {
         let console = CONSOLE.get().ok_or(EBADF)?;
         buffer.write(0, request.as_bytes());
-        let piece = |at: usize, len: usize, writable| Buffer {
-            gpa: buffer.gpa() + at as u64,
-            len: len as u32,
-            writable,
-        };
+        let piece =
+            |at: usize, len: usize, writable| Buffer { gpa: buffer.gpa() + at as u64, len: len as u32, writable };
         let mut pieces = smallvec::SmallVec::<[Buffer; 3]>::new();
         pieces.push(piece(0, REQUEST, false));
         if out > 0 {

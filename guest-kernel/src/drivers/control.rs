@@ -60,9 +60,7 @@ impl Control {
     fn post(&self, buffer: DmaBuffer) {
         // Held over the post, so that a completion finds the buffer.
         let mut posted = self.posted.lock();
-        if let Some(head) =
-            self.requests.post(&[Buffer { gpa: buffer.gpa(), len: BUFFER as u32, writable: true }])
-        {
+        if let Some(head) = self.requests.post(&[Buffer { gpa: buffer.gpa(), len: BUFFER as u32, writable: true }]) {
             posted.push((head, buffer));
         }
     }

@@ -224,8 +224,7 @@ impl Queue {
         let chain: smallvec::SmallVec<[u16; 4]> = state.free.drain(at..).collect();
         for (i, (buffer, &descriptor)) in buffers.iter().zip(&chain).enumerate() {
             let next = chain.get(i + 1).copied();
-            let flags =
-                if next.is_some() { desc::NEXT } else { 0 } | if buffer.writable { desc::WRITE } else { 0 };
+            let flags = if next.is_some() { desc::NEXT } else { 0 } | if buffer.writable { desc::WRITE } else { 0 };
             let mut raw = [0u8; desc::SIZE as usize];
             raw[..8].copy_from_slice(&buffer.gpa.to_le_bytes());
             raw[8..12].copy_from_slice(&buffer.len.to_le_bytes());
@@ -347,4 +346,3 @@ impl Pending<'_> {
         queue.finish(self.head)
     }
 }
-

@@ -303,4 +303,3 @@ impl Node {
         Ok(self.target.call_once(|| target).clone())
     }
 }
-

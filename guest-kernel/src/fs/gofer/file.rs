@@ -241,8 +241,7 @@ impl Node {
         let data = DmaBuffer::new(len)?;
         let len = src.get_physical(data.gpa(), len)?;
         let write_flags = if append { fuse::write_flags::APPEND } else { 0 };
-        let arg =
-            fuse::WriteIn { fh: handle.fh, offset: at, size: len as u32, write_flags, ..Default::default() };
+        let arg = fuse::WriteIn { fh: handle.fh, offset: at, size: len as u32, write_flags, ..Default::default() };
         let place = Data::Out(&data, len);
         let room = size_of::<fuse::WriteOut>();
         let client = &self.fs.client;

@@ -140,12 +140,7 @@ impl Node {
         self.this.upgrade().ok_or(EIO)
     }
 
-    pub(super) fn call<'a>(
-        &'a self,
-        opcode: Opcode,
-        owner: Owner,
-        args: &[&[u8]],
-    ) -> Result<super::client::Reply<'a>> {
+    pub(super) fn call<'a>(&'a self, opcode: Opcode, owner: Owner, args: &[&[u8]]) -> Result<super::client::Reply<'a>> {
         self.fs.client.call(opcode, self.id, owner, args)
     }
 
