@@ -31,6 +31,7 @@ fn boot(params: &'static BootParams) {
     );
     mm::kmem::init(params);
     time::init(params);
+    crate::random::init(&params.seed);
     sched::set_cpu_count(params.cpu_count as usize);
     let config = match arch::host::config(params) {
         Some(config) => config,
@@ -40,6 +41,7 @@ fn boot(params: &'static BootParams) {
     syscall::configure_strace(&config.strace);
     mm::init(params, config.memory_limit);
     drivers::init(params);
+    crate::task::table::set_limit(config.pids_limit);
     start_init(config);
 }
 

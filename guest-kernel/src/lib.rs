@@ -16,7 +16,9 @@ pub mod fs;
 pub mod log;
 #[allow(unsafe_code)]
 pub mod mm;
+pub mod random;
 pub mod sched;
+pub mod signal;
 pub mod sync;
 pub mod syscall;
 pub mod task;

@@ -269,6 +269,12 @@ pub fn rdtsc() -> u64 {
     unsafe { core::arch::x86_64::_rdtsc() }
 }
 
+/// CPUID leaf 1 EDX, which AT_HWCAP is on x86. Read once: it may leave the VM.
+pub fn cpu_features() -> u64 {
+    static FEATURES: spin::Once<u64> = spin::Once::new();
+    *FEATURES.call_once(|| u64::from(core::arch::x86_64::__cpuid(1).edx))
+}
+
 /// Return addresses of the calling stack, innermost first, relative to the image. Needs frame pointers.
 pub fn backtrace() -> impl Iterator<Item = u64> {
     let image = start_of_image();

@@ -178,7 +178,7 @@ pub fn describe() -> String {
     use core::fmt::Write;
     let mut text = String::new();
     for cpu in all() {
-        let current = cpu.current.try_lock().and_then(|c| c.as_ref().map(|t| t.tid));
+        let current = cpu.current.try_lock().and_then(|c| c.as_ref().map(|t| t.tid()));
         let queued = cpu.queue.try_lock().map_or(0, |q| q.len());
         let _ = writeln!(text, "cpu {}: {:?}, task {current:?}, {queued} queued", cpu.index(), cpu.state());
     }

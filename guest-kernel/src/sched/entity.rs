@@ -50,6 +50,11 @@ impl Entity {
         self.context.store(context, SeqCst);
     }
 
+    /// The context is about to go away.
+    pub fn clear_context(&self) {
+        self.context.store(core::ptr::null_mut(), SeqCst);
+    }
+
     /// The CPU it ran on last.
     pub fn last_cpu(&self) -> usize {
         self.last_cpu.load(Relaxed) as usize

@@ -89,6 +89,16 @@ pub fn unpark(task: &Arc<Task>) {
     }
 }
 
+/// Gets a task's attention: it leaves an interruptible wait or user mode and looks for what there is to do.
+pub fn interrupt(task: &Arc<Task>) {
+    task.sched.set_interrupted(true);
+    unpark(task);
+    let cpu = task.sched.last_cpu();
+    if cpu != arch::cpu_index() && CPUS[cpu].state() == CpuState::User {
+        arch::send_interrupt(cpu, sentry_abi::irq::IPI);
+    }
+}
+
 fn enqueue(task: Arc<Task>) {
     let me = arch::cpu_index();
     let last = task.sched.last_cpu.load(Relaxed) as usize;

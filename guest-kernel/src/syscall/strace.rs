@@ -36,7 +36,7 @@ pub(super) fn enter(cur: &Current, call: Option<&Syscall>, args: &[u64; 6]) -> b
     let shown = ONLY.get().is_none_or(|only| only.is_empty() || call.is_some_and(|c| only.contains(&c.number)));
     // Arguments that name memory are read now: the call may replace the address space.
     if shown && call.is_some_and(|c| matches!(c.number, 59 | 60 | 231 | 322)) {
-        log::write(LogLevel::Strace, format_args!("[{}] {} ...", cur.task.tid, line(cur, call, args)));
+        log::write(LogLevel::Strace, format_args!("[{}] {} ...", cur.task.tid(), line(cur, call, args)));
     }
     shown
 }
@@ -45,13 +45,13 @@ pub(super) fn leave(cur: &Current, call: Option<&Syscall>, args: &[u64; 6], resu
     let line = line(cur, call, args);
     match result {
         Ok(value) if value > 0xffff_ffff => {
-            log::write(LogLevel::Strace, format_args!("[{}] {line} = {value:#x}", cur.task.tid));
+            log::write(LogLevel::Strace, format_args!("[{}] {line} = {value:#x}", cur.task.tid()));
         }
-        Ok(value) => log::write(LogLevel::Strace, format_args!("[{}] {line} = {value}", cur.task.tid)),
+        Ok(value) => log::write(LogLevel::Strace, format_args!("[{}] {line} = {value}", cur.task.tid())),
         Err(Error::Errno(e)) => {
-            log::write(LogLevel::Strace, format_args!("[{}] {line} = -1 {e:?} ({})", cur.task.tid, text(e)));
+            log::write(LogLevel::Strace, format_args!("[{}] {line} = -1 {e:?} ({})", cur.task.tid(), text(e)));
         }
-        Err(Error::Restart(r)) => log::write(LogLevel::Strace, format_args!("[{}] {line} = ? {r:?}", cur.task.tid)),
+        Err(Error::Restart(r)) => log::write(LogLevel::Strace, format_args!("[{}] {line} = ? {r:?}", cur.task.tid())),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The running task's own side: what only it touches, so no locks are needed.
 
 use alloc::{boxed::Box, sync::Arc};
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use sentry_abi::context::{Registers, TrapKind, UserContext, state};
 
@@ -13,6 +14,9 @@ use crate::{
     sched, syscall,
 };
 
+/// Names user contexts to the CPU: thread ids come again, these do not.
+static NEXT_CONTEXT: AtomicU64 = AtomicU64::new(1);
+
 /// A task as it sees itself; handlers get it as `cur`. Lives on the task's kernel stack.
 pub struct Current {
     pub task: Arc<Task>,
@@ -22,15 +26,17 @@ pub struct Current {
     xsave: XsaveArea,
     /// The last system call asked to be restarted; signal delivery decides.
     pub restart: Option<Restart>,
+    /// The thread has called _exit: its wait status.
+    pub exit_status: Option<u32>,
 }
 
 impl Current {
     pub fn new(task: Arc<Task>, mm: Arc<AddressSpace>, registers: Registers, xsave: XsaveArea) -> Box<Self> {
         let mut context = UserContext::new();
         context.regs = registers;
-        context.task = task.tid as u64;
+        context.task = NEXT_CONTEXT.fetch_add(1, Relaxed);
         context.xsave = xsave.address();
-        Box::new(Current { task, mm, context, xsave, restart: None })
+        Box::new(Current { task, mm, context, xsave, restart: None, exit_status: None })
     }
 
     /// System call arguments, in order; good after a system call trap without loading all registers.
@@ -105,6 +111,7 @@ impl Current {
             sched::leave_user();
             self.trap(trap);
         }
+        task.sched.clear_context();
     }
 
     fn trap(&mut self, trap: TrapKind) {
@@ -135,22 +142,26 @@ pub extern "sysv64" fn entry(_argument: u64) -> ! {
         drop(task);
         if let Some(mut current) = start {
             current.run();
-            super::finish(*current);
+            super::exit::finish(current);
         }
     }
     sched::exit()
 }
 
+/// What a new task is made of.
+pub struct NewTask {
+    pub tid: super::Pid,
+    pub process: Arc<super::Process>,
+    pub mm: Arc<AddressSpace>,
+    pub resources: super::Resources,
+    pub registers: Registers,
+    pub xsave: XsaveArea,
+}
+
 /// A task that starts with these registers; it runs once [`sched::start`] gets it.
-pub fn prepare(
-    tid: super::Pid,
-    mm: Arc<AddressSpace>,
-    resources: super::Resources,
-    registers: Registers,
-    xsave: XsaveArea,
-) -> Result<Arc<Task>> {
+pub fn prepare(new: NewTask) -> Result<Arc<Task>> {
     let stack = sched::new_stack(entry, 0).ok_or(ENOMEM)?;
-    let task = Arc::new(Task::new(tid, sched::Entity::new(stack), mm.clone(), resources));
-    *task.start.lock() = Some(Current::new(task.clone(), mm, registers, xsave));
+    let task = Arc::new(Task::new(new.tid, new.process, sched::Entity::new(stack), new.mm.clone(), new.resources));
+    *task.start.lock() = Some(Current::new(task.clone(), new.mm, new.registers, new.xsave));
     Ok(task)
 }

@@ -1,39 +1,148 @@
 //! Tasks and processes.
+//!
+//! A [`Task`] is a thread; a [`Process`] is what threads share. What only the task itself touches lives in [`Current`].
 
 pub mod creds;
 pub mod current;
+pub mod elf;
+pub mod exec;
+pub mod exit;
+pub mod init;
+pub mod limits;
+pub mod process;
+pub mod session;
+pub mod stack;
 pub mod syscalls;
+pub mod table;
+pub mod times;
 
-use alloc::{boxed::Box, sync::Arc};
+use alloc::{boxed::Box, string::String, sync::Arc};
+use core::sync::atomic::{
+    AtomicBool, AtomicI32, AtomicU32, AtomicU64,
+    Ordering::{Relaxed, SeqCst},
+};
 
+use arrayvec::ArrayVec;
+pub use creds::{Creds, cap};
 pub use current::Current;
+pub use exec::ExecFile;
+pub use limits::{Limit, Limits, Resource};
+pub use process::Process;
+pub use session::{Session, Terminal};
 
-use self::creds::Creds;
 use crate::{
     fs::{FdTable, FsContext},
     mm::AddressSpace,
     sched::{self, Entity, timer::Expire},
-    sync::{SpinLock, Wake},
+    signal::{
+        queue::Queue,
+        set::SigSet,
+    },
+    sync::{SpinLock, WaitQueue, Wake},
 };
 
 /// A process or thread id as applications see it.
 pub type Pid = i32;
 
+/// Longest name of a task (TASK_COMM_LEN without the NUL).
+pub const NAME_MAX: usize = 15;
+
 /// A thread: what the scheduler runs.
 pub struct Task {
-    pub tid: Pid,
+    tid: AtomicI32,
+    pub process: Arc<Process>,
     pub sched: Entity,
     /// None once the task has given up its memory in exit.
     pub mm: SpinLock<Option<Arc<AddressSpace>>>,
     /// Descriptors (shared with CLONE_FILES), and root, cwd and umask (CLONE_FS).
-    pub files: SpinLock<Arc<FdTable>>,
-    pub fs: SpinLock<Arc<FsContext>>,
-    pub creds: SpinLock<Arc<Creds>>,
+    files: SpinLock<Arc<FdTable>>,
+    fs: SpinLock<Arc<FsContext>>,
+    creds: SpinLock<Arc<Creds>>,
+    name: SpinLock<ArrayVec<u8, NAME_MAX>>,
+    /// Signals for this thread; with `process.state` locked.
+    pub pending: SpinLock<Queue>,
+    /// Blocked signals: changed by the task itself with `process.state` locked.
+    blocked: AtomicU64,
+    /// Signals a sigtimedwait waits for: they wake the task although they are blocked.
+    pub awaited: AtomicU64,
+    /// Where a zero is written and a futex woken at the end (set_tid_address(2)).
+    pub clear_child_tid: AtomicU64,
+    /// Head of the list of held robust futexes.
+    pub robust_list: AtomicU64,
+    /// PR_SET_PDEATHSIG.
+    pub parent_death_signal: AtomicU32,
+    pub meter: times::Meter,
+    /// CLOCK_MONOTONIC at clone, ns.
+    pub started: u64,
+    /// nice(2), -20 to 19.
+    pub nice: AtomicI32,
+    /// sched_setscheduler(2) policy and real-time priority: kept, not acted on.
+    pub policy: AtomicU32,
+    pub priority: AtomicI32,
+    /// CPUs of sched_setaffinity(2).
+    pub affinity: AtomicU64,
+    /// A vfork parent waits here until the child has released its memory.
+    pub vfork: SpinLock<Option<Arc<VforkDone>>>,
     /// What the task starts with, until it first runs.
     start: SpinLock<Option<Box<Current>>>,
 }
 
+/// Tells a vfork parent that the child has ended or has a program of its own.
+#[derive(Default)]
+pub struct VforkDone {
+    done: AtomicBool,
+    queue: WaitQueue,
+}
+
+impl VforkDone {
+    pub fn set(&self) {
+        self.done.store(true, SeqCst);
+        self.queue.wake_all();
+    }
+
+    /// Only a fatal signal ends the wait early.
+    pub fn wait(&self, task: &Task) {
+        self.queue.wait_uninterruptible(|| (self.done.load(SeqCst) || task.must_die()).then_some(()));
+    }
+}
+
 impl Task {
+    pub(crate) fn new(tid: Pid, process: Arc<Process>, sched: Entity, mm: Arc<AddressSpace>, resources: Resources) -> Self {
+        Task {
+            tid: AtomicI32::new(tid),
+            process,
+            sched,
+            mm: SpinLock::new(Some(mm)),
+            files: SpinLock::new(resources.files),
+            fs: SpinLock::new(resources.fs),
+            creds: SpinLock::new(resources.creds),
+            name: SpinLock::new(ArrayVec::new()),
+            pending: SpinLock::new(Queue::new()),
+            blocked: AtomicU64::new(0),
+            awaited: AtomicU64::new(0),
+            clear_child_tid: AtomicU64::new(0),
+            robust_list: AtomicU64::new(0),
+            parent_death_signal: AtomicU32::new(0),
+            meter: times::Meter::default(),
+            started: crate::time::monotonic(),
+            nice: AtomicI32::new(0),
+            policy: AtomicU32::new(0),
+            priority: AtomicI32::new(0),
+            affinity: AtomicU64::new(u64::MAX),
+            vfork: SpinLock::new(None),
+            start: SpinLock::new(None),
+        }
+    }
+
+    #[inline]
+    pub fn tid(&self) -> Pid {
+        self.tid.load(Relaxed)
+    }
+
+    pub(crate) fn set_tid(&self, tid: Pid) {
+        self.tid.store(tid, Relaxed);
+    }
+
     pub fn mm(&self) -> Option<Arc<AddressSpace>> {
         self.mm.lock().clone()
     }
@@ -42,12 +151,76 @@ impl Task {
         self.files.lock().clone()
     }
 
+    /// Replaces the descriptor table (unshare, exec, exit); the caller drops the old one where it may block.
+    pub fn set_files(&self, files: Arc<FdTable>) -> Arc<FdTable> {
+        core::mem::replace(&mut *self.files.lock(), files)
+    }
+
     pub fn fs(&self) -> Arc<FsContext> {
         self.fs.lock().clone()
     }
 
+    pub fn set_fs(&self, fs: Arc<FsContext>) -> Arc<FsContext> {
+        core::mem::replace(&mut *self.fs.lock(), fs)
+    }
+
     pub fn creds(&self) -> Arc<Creds> {
         self.creds.lock().clone()
+    }
+
+    pub fn set_creds(&self, creds: Creds) {
+        let new = Arc::new(creds);
+        let old = core::mem::replace(&mut *self.creds.lock(), new);
+        drop(old);
+    }
+
+    #[inline]
+    pub fn capable(&self, cap: u32) -> bool {
+        self.creds.lock().capable(cap)
+    }
+
+    pub fn name(&self) -> String {
+        String::from_utf8_lossy(&self.name.lock()).into_owned()
+    }
+
+    pub fn name_bytes(&self) -> ArrayVec<u8, NAME_MAX> {
+        self.name.lock().clone()
+    }
+
+    /// Sets the name, cut to what fits and at the first NUL.
+    pub fn set_name(&self, name: &[u8]) {
+        *self.name.lock() = name.iter().copied().take_while(|&b| b != 0).take(NAME_MAX).collect();
+    }
+
+    #[inline]
+    pub fn blocked(&self) -> SigSet {
+        SigSet(self.blocked.load(SeqCst))
+    }
+
+    pub(crate) fn set_blocked(&self, set: SigSet) {
+        self.blocked.store(set.without(SigSet::UNBLOCKABLE).0, SeqCst);
+    }
+
+    /// Whether the task has to end without running user code again.
+    pub fn must_die(&self) -> bool {
+        let state = self.process.state.lock();
+        state.group_exit.is_some() || state.exec.is_some_and(|keep| keep != self.tid())
+    }
+
+    pub fn is_leader(&self) -> bool {
+        self.tid() == self.process.pid
+    }
+
+    pub fn usage(&self) -> times::Usage {
+        let (user, system) = self.meter.read();
+        times::Usage {
+            user,
+            system,
+            minor_faults: self.meter.faults.load(Relaxed),
+            voluntary: self.meter.voluntary.load(Relaxed),
+            involuntary: self.meter.involuntary.load(Relaxed),
+            peak: self.mm().map_or(0, |mm| mm.peak()),
+        }
     }
 }
 
@@ -70,22 +243,16 @@ impl Expire for Task {
     }
 }
 
-impl Task {
-    fn new(tid: Pid, sched: Entity, mm: Arc<AddressSpace>, resources: Resources) -> Self {
-        Task {
-            tid,
-            sched,
-            mm: SpinLock::new(Some(mm)),
-            files: SpinLock::new(resources.files),
-            fs: SpinLock::new(resources.fs),
-            creds: SpinLock::new(resources.creds),
-            start: SpinLock::new(None),
-        }
-    }
-}
-
 /// What must happen before user code runs: signals, stops, exit. True when the task ends.
-fn before_user(_cur: &mut Current) -> bool {
+fn before_user(cur: &mut Current) -> bool {
+    if !cur.task.sched.interrupted() && cur.restart.is_none() && cur.exit_status.is_none() {
+        return false;
+    }
+    if cur.exit_status.is_some() || cur.task.must_die() {
+        return true;
+    }
+    cur.task.sched.set_interrupted(false);
+    cur.restart = None;
     false
 }
 
@@ -104,12 +271,7 @@ fn exception(cur: &mut Current) {
     die(cur)
 }
 
-fn die(_cur: &mut Current) {
-    crate::arch::host::exit(11)
-}
-
-/// The task's end: everything it held is given up.
-fn finish(cur: Current) {
-    crate::arch::leave_user_space();
-    drop(cur)
+/// The task cannot go on.
+fn die(cur: &mut Current) {
+    exit::end_process(&cur.task.process, crate::signal::set::SIGSEGV);
 }

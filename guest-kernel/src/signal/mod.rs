@@ -1,0 +1,10 @@
+//! Signals (signal(7)): sets, queues, dispositions, sending, and delivery to user code.
+
+pub mod action;
+pub mod info;
+pub mod queue;
+pub mod send;
+pub mod set;
+
+pub use info::SigInfo;
+pub use set::SigSet;

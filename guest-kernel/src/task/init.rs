@@ -1,0 +1,95 @@
+//! The container's first process, and what the host is told when it cannot start.
+
+use alloc::{string::String, sync::Arc, vec::Vec};
+use core::fmt::Write;
+
+use sentry_abi::config::{ContainerConfig, ProcessConfig};
+
+use super::{
+    Limits, Process, Resources, Session, Task, current,
+    exec::{self, Open, Request},
+    table::{self, INIT},
+};
+use crate::{
+    arch::{self, xstate::XsaveArea},
+    errno::{EACCES, ENOENT, Error, Result, text},
+    sched,
+};
+
+/// Creates the container's init process with these descriptors, root and working directory. `open` opens programs as that
+/// process. Failures have been reported to the host when this returns them.
+pub fn start_init(config: &ContainerConfig, resources: Resources, open: Open<'_>) -> Result<()> {
+    match create(&config.process, resources, open) {
+        Ok(task) => {
+            arch::host::init_result(0, b"");
+            sched::start(task);
+            Ok(())
+        }
+        Err(error) => {
+            let what = config.process.args.first().map_or(&b""[..], Vec::as_slice);
+            let message = failure(what, error);
+            crate::warn!("{message}");
+            arch::host::init_result(error.errno().0, message.as_bytes());
+            Err(error)
+        }
+    }
+}
+
+/// Wait status of a container whose program could not be started, as shells give it.
+pub fn failure_status(error: Error) -> u32 {
+    if error == ENOENT { 127 << 8 } else { 126 << 8 }
+}
+
+/// What engines look for in a runtime's error.
+fn failure(what: &[u8], error: Error) -> String {
+    let mut message = String::new();
+    let name = String::from_utf8_lossy(what);
+    let _ = match error {
+        ENOENT if !what.contains(&b'/') => write!(message, "exec: \"{name}\": executable file not found in $PATH"),
+        ENOENT => write!(message, "exec: \"{name}\": stat {name}: no such file or directory"),
+        EACCES => write!(message, "exec: \"{name}\": permission denied"),
+        other => write!(message, "exec: \"{name}\": {}", text(other.errno()).to_lowercase()),
+    };
+    message
+}
+
+fn create(config: &ProcessConfig, mut resources: Resources, open: Open<'_>) -> Result<Arc<Task>> {
+    let limits = Limits::new(&config.rlimits);
+    let name = config.args.first().ok_or(ENOENT)?;
+    let (path, file) = exec::search(name, search_path(&config.env), open)?;
+    let request = Request { file, path, argv: config.args.clone(), envp: config.env.clone() };
+    let image = exec::load(request, &resources.creds, &limits, 0, open)?;
+    let pid = {
+        let mut table = table::lock();
+        table.allocate()?
+    };
+    debug_assert!(pid == INIT);
+    let process = Arc::new(Process::first(pid, Session::new(pid), limits));
+    *process.exe.lock() = Some(image.file);
+    if let Some(score) = config.oom_score_adj {
+        process.oom_score_adj.store(score, core::sync::atomic::Ordering::Relaxed);
+    }
+    resources.creds = Arc::new(image.creds);
+    let new = current::NewTask {
+        tid: pid,
+        process: process.clone(),
+        mm: image.mm,
+        resources,
+        registers: image.registers,
+        xsave: XsaveArea::new()?,
+    };
+    let task = current::prepare(new)?;
+    task.set_name(&image.name);
+    process.state.lock().threads.push(task.clone());
+    let mut table = table::lock();
+    table.add_process(&process);
+    table.add_task(&task);
+    drop(table);
+    Ok(task)
+}
+
+/// PATH of an environment, or what the C library takes without one.
+fn search_path(env: &[Vec<u8>]) -> &[u8] {
+    let found = env.iter().rev().find_map(|e| e.strip_prefix(b"PATH="));
+    found.unwrap_or(b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+}
