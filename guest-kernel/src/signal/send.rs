@@ -100,7 +100,9 @@ fn stop_and_continue(process: &Process, state: &mut State, signal: u32) -> bool 
 
 /// Whether the signal would have no effect. Blocked signals are kept: the disposition may change before they are unblocked.
 fn is_ignored(process: &Process, target: &Task, signal: u32, origin: Origin) -> bool {
-    if target.blocked().contains(signal) || target.awaited.load(core::sync::atomic::Ordering::SeqCst) & 1 << (signal - 1) != 0 {
+    if target.blocked().contains(signal)
+        || target.awaited.load(core::sync::atomic::Ordering::SeqCst) & 1 << (signal - 1) != 0
+    {
         return false;
     }
     let action = process.handlers().get(signal);
@@ -114,7 +116,8 @@ fn is_ignored(process: &Process, target: &Task, signal: u32, origin: Origin) -> 
 /// Gets the attention of a thread that can take the signal; a fatal one ends all of them at once.
 fn wake_one(process: &Process, state: &mut State, only: Option<&Arc<Task>>, signal: u32) {
     let wants = |task: &Task| {
-        !task.blocked().contains(signal) || task.awaited.load(core::sync::atomic::Ordering::SeqCst) & 1 << (signal - 1) != 0
+        !task.blocked().contains(signal)
+            || task.awaited.load(core::sync::atomic::Ordering::SeqCst) & 1 << (signal - 1) != 0
     };
     let chosen = match only {
         Some(task) => wants(task).then(|| task.clone()),

@@ -47,9 +47,8 @@ impl SigSet {
     pub const SYNCHRONOUS: SigSet = SigSet::of(&[SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGFPE, SIGSYS]);
     const IGNORED_BY_DEFAULT: SigSet = SigSet::of(&[SIGCHLD, SIGCONT, SIGURG, SIGWINCH]);
     /// Default action "core".
-    const CORE: SigSet = SigSet::of(&[
-        SIGQUIT, SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, SIGXCPU, SIGXFSZ, SIGSYS,
-    ]);
+    const CORE: SigSet =
+        SigSet::of(&[SIGQUIT, SIGILL, SIGTRAP, SIGABRT, SIGBUS, SIGFPE, SIGSEGV, SIGXCPU, SIGXFSZ, SIGSYS]);
 
     pub const fn of(signals: &[u32]) -> SigSet {
         let mut bits = 0;

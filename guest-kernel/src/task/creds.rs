@@ -74,13 +74,8 @@ pub struct Creds {
 impl Creds {
     /// uid 0 with every capability: what the sentry itself acts as.
     pub fn root() -> Self {
-        let caps = Capabilities {
-            bounding: ALL_CAPS,
-            effective: ALL_CAPS,
-            inheritable: 0,
-            permitted: ALL_CAPS,
-            ambient: 0,
-        };
+        let caps =
+            Capabilities { bounding: ALL_CAPS, effective: ALL_CAPS, inheritable: 0, permitted: ALL_CAPS, ambient: 0 };
         Creds { caps, ..Creds::default() }
     }
 

@@ -121,13 +121,8 @@ pub fn parse_header(bytes: &[u8]) -> Result<Header> {
 
 /// Checks the program headers; `bytes` holds all of them.
 pub fn parse_program(header: &Header, bytes: &[u8]) -> Result<Program> {
-    let mut program = Program {
-        segments: Vec::new(),
-        interpreter: None,
-        stack_executable: true,
-        align: PAGE_SIZE,
-        phdr: 0,
-    };
+    let mut program =
+        Program { segments: Vec::new(), interpreter: None, stack_executable: true, align: PAGE_SIZE, phdr: 0 };
     let mut phdr_address = None;
     for entry in bytes.chunks_exact(PHDR_SIZE).take(header.phnum) {
         let ph = Phdr::read_from_bytes(entry).map_err(|_| ENOEXEC)?;

@@ -73,13 +73,7 @@ pub const ADDR_NO_RANDOMIZE: u32 = 0x004_0000;
 const PIE_BASE: u64 = (USER_TOP / 3 * 2) & !(PAGE_SIZE - 1);
 
 /// Loads a program for a task with these credentials.
-pub fn load(
-    mut request: Request,
-    creds: &Creds,
-    limits: &Limits,
-    personality: u32,
-    open: Open<'_>,
-) -> Result<Image> {
+pub fn load(mut request: Request, creds: &Creds, limits: &Limits, personality: u32, open: Open<'_>) -> Result<Image> {
     if request.argv.is_empty() {
         // A program without its name is a known way to confuse set-user-ID programs; Linux gives it an empty one.
         request.argv.push(Vec::new());
@@ -144,8 +138,7 @@ pub fn load(
         Some(file) => {
             // Errors of the interpreter are told apart, as by Linux.
             let (header, program) = read_program(&**file).map_err(|_| ELIBBAD)?;
-            let bias =
-                if header.relocatable { find_place(&mm, &program)?.wrapping_sub(program.extent().0) } else { 0 };
+            let bias = if header.relocatable { find_place(&mm, &program)?.wrapping_sub(program.extent().0) } else { 0 };
             map_program(&mm, &**file, &program, bias)?;
             (header.entry.wrapping_add(bias), bias)
         }

@@ -34,10 +34,7 @@ use crate::{
     fs::{FdTable, FsContext},
     mm::AddressSpace,
     sched::{self, Entity, timer::Expire},
-    signal::{
-        queue::Queue,
-        set::SigSet,
-    },
+    signal::{queue::Queue, set::SigSet},
     sync::{SpinLock, WaitQueue, Wake},
 };
 
@@ -107,7 +104,13 @@ impl VforkDone {
 }
 
 impl Task {
-    pub(crate) fn new(tid: Pid, process: Arc<Process>, sched: Entity, mm: Arc<AddressSpace>, resources: Resources) -> Self {
+    pub(crate) fn new(
+        tid: Pid,
+        process: Arc<Process>,
+        sched: Entity,
+        mm: Arc<AddressSpace>,
+        resources: Resources,
+    ) -> Self {
         Task {
             tid: AtomicI32::new(tid),
             process,
