@@ -13,10 +13,16 @@ use vmm_sys_util::{
     eventfd::EventFd,
 };
 
-use crate::{host::futex, interrupt::CpuState};
+use crate::{
+    host::{futex, sched::CpuSet},
+    interrupt::CpuState,
+};
 
 const TIMER_KEY: u64 = 1 << 32;
 const STOP_KEY: u64 = 1 << 33;
+const WATCH_KEY: u64 = 1 << 34;
+/// How often vCPUs in user mode are looked at, ns.
+const WATCH_INTERVAL: u64 = 20_000_000;
 
 struct Timer {
     fd: OwnedFd,
@@ -31,6 +37,9 @@ pub struct Events {
     /// Signalled by devices, by position in the epoll keys; with the interrupt bit each sets.
     irqs: Mutex<Vec<(EventFd, u32)>>,
     stop: EventFd,
+    /// Ticks while vCPUs are at work.
+    watch: Timer,
+    allowed: CpuSet,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -41,12 +50,19 @@ impl Events {
         add(&epoll, &stop, STOP_KEY)?;
         let mut timers = Vec::new();
         for index in 0..cpus.len() {
-            let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
-            let fd = rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags).context("timerfd_create")?;
-            add(&epoll, &fd, TIMER_KEY | index as u64)?;
-            timers.push(Timer { fd, armed: Mutex::new(u64::MAX) });
+            timers.push(timer(&epoll, TIMER_KEY | index as u64)?);
         }
-        Ok(Arc::new(Events { epoll, cpus, timers, irqs: Mutex::default(), stop, thread: Mutex::default() }))
+        let watch = timer(&epoll, WATCH_KEY)?;
+        Ok(Arc::new(Events {
+            epoll,
+            cpus,
+            timers,
+            irqs: Mutex::default(),
+            stop,
+            watch,
+            allowed: CpuSet::allowed(),
+            thread: Mutex::default(),
+        }))
     }
 
     /// Starts the thread, once.
@@ -78,6 +94,9 @@ impl Events {
     }
 
     fn handle(&self, key: u64) {
+        if key == WATCH_KEY {
+            return self.tick();
+        }
         if key & TIMER_KEY != 0 {
             return self.timer_expired((key & 0xffff_ffff) as usize);
         }
@@ -119,6 +138,27 @@ impl Events {
         self.arm(cpu);
     }
 
+    /// Sees to it that a stub which runs long is not bound to its tracer's CPU. Called when one is bound.
+    pub fn watch(&self) {
+        let mut armed = self.watch.armed.lock().unwrap_or_else(PoisonError::into_inner);
+        if *armed == u64::MAX {
+            *armed = futex::now() + WATCH_INTERVAL;
+            set(&self.watch, *armed);
+        }
+    }
+
+    fn tick(&self) {
+        let mut count = [0; 8];
+        let _ = rustix::io::read(&self.watch.fd, &mut count);
+        let mut armed = self.watch.armed.lock().unwrap_or_else(PoisonError::into_inner);
+        // Every vCPU has its tick, also behind one that was active.
+        let active = self.cpus.iter().fold(false, |active, cpu| cpu.watched.tick(&self.allowed) | active);
+        *armed = if active { futex::now() + WATCH_INTERVAL } else { u64::MAX };
+        if active {
+            set(&self.watch, *armed);
+        }
+    }
+
     pub fn stop(&self) {
         let _ = self.stop.write(1);
         let handle = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -126,6 +166,13 @@ impl Events {
             let _ = handle.join();
         }
     }
+}
+
+fn timer(epoll: &Epoll, key: u64) -> Result<Timer> {
+    let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+    let fd = rustix::time::timerfd_create(TimerfdClockId::Monotonic, flags).context("timerfd_create")?;
+    add(epoll, &fd, key)?;
+    Ok(Timer { fd, armed: Mutex::new(u64::MAX) })
 }
 
 fn set(timer: &Timer, deadline: u64) {

@@ -7,7 +7,10 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use sentry_abi::irq;
 
-use crate::host::{futex, ptrace};
+use crate::{
+    host::{futex, ptrace},
+    placement::Watched,
+};
 
 /// The signal that stops a stub. Its default action is none, so one that comes late does nothing.
 pub const KICK_SIGNAL: i32 = libc::SIGURG;
@@ -23,6 +26,7 @@ pub struct CpuState {
     sleeping: AtomicU32,
     /// CLOCK_MONOTONIC ns at which the timer bit is due.
     deadline: AtomicU64,
+    pub watched: Watched,
 }
 
 impl CpuState {
@@ -33,6 +37,7 @@ impl CpuState {
             user: AtomicU64::new(0),
             sleeping: AtomicU32::new(0),
             deadline: AtomicU64::new(NEVER),
+            watched: Watched::default(),
         }
     }
 

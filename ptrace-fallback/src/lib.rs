@@ -12,6 +12,7 @@ mod filter;
 mod host;
 mod interrupt;
 mod pagetable;
+mod placement;
 mod plan;
 mod probe;
 mod recorder;

@@ -55,6 +55,8 @@ pub struct StubThread {
     loaded: bool,
     /// rax in the stub, where known.
     rax: Option<u64>,
+    /// The host CPU the thread is bound to.
+    pub cpu: Option<usize>,
     /// Call to make before others: a new stub's own set-up.
     setup: Option<Call>,
 }
@@ -70,6 +72,7 @@ impl StubThread {
             saved_valid: true,
             loaded: false,
             rax: None,
+            cpu: None,
             setup: None,
         }
     }
@@ -174,6 +177,7 @@ impl StubThread {
     pub fn fork(&mut self) -> Result<StubThread> {
         let pid = self.clone_stub((libc::CLONE_FILES | libc::SIGCHLD) as u64)?;
         let mut stub = StubThread::stopped(pid, pid);
+        stub.cpu = self.cpu;
         stub.setup = Some(Call::new(libc::SYS_prctl, [libc::PR_SET_PDEATHSIG as u64, libc::SIGKILL as u64]));
         Ok(stub)
     }

@@ -18,7 +18,9 @@ use crate::{
         ptrace::{self, AUDIT_ARCH_X86_64, Stop},
         shared::{Call, CommandPage},
     },
-    pagetable, plan,
+    pagetable,
+    placement::Placement,
+    plan,
     space::{Inner, Space},
     stub::{StubError, StubThread},
     trap::{self, Access, Cause},
@@ -53,6 +55,7 @@ pub struct Worker {
     page: CommandPage,
     template: StubThread,
     xstate: XstateBuffer,
+    placement: Placement,
     /// The stub entered last, and the others this vCPU has a thread in, by root.
     current: Option<Stub>,
     parked: HashMap<u64, Stub>,
@@ -73,6 +76,7 @@ impl Worker {
             page,
             template,
             xstate,
+            placement: Placement::new(),
             current: None,
             parked: HashMap::new(),
             destroyed_seen: 0,
@@ -125,11 +129,15 @@ impl Worker {
         let mut last_fill = (0, 0, 0);
         loop {
             let (pid, tid) = (stub.thread.pid, stub.thread.tid);
+            if self.placement.enter(&cpu.watched, tid, &mut stub.thread.cpu) {
+                shared.events.watch();
+            }
             if !cpu.enter_user(pid, tid) {
                 return Ok(cpu.has_pending().then_some(TrapKind::Interrupt));
             }
             let stop = stub.thread.run();
             cpu.leave_user();
+            self.placement.leave(&cpu.watched);
             shared.count(Counter::StubStops, 1);
             let signal = match stop? {
                 Stop::Syscall => match ptrace::syscall_info(tid)? {
@@ -240,6 +248,7 @@ impl Worker {
 
     fn make_space(&mut self, root: u64) -> Result<(), StubError> {
         self.destroy_space(root);
+        self.placement.join(self.template.tid, &mut self.template.cpu);
         let mut thread = self.template.fork()?;
         self.shared.count(Counter::StubsCreated, 1);
         let mut spares = Vec::new();
