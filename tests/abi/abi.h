@@ -52,7 +52,6 @@
 // The call succeeds (is not -1).
 #define OK(call)                                                            \
     do {                                                                    \
-        errno = 0;                                                          \
         if ((long)(call) == -1) FAIL("%s: %s", #call, strerror(errno));     \
     } while (0)
 // The call is -1 with this errno.
@@ -64,6 +63,9 @@
         if (r_ != -1) FAIL("%s: got %ld, want -1 with %s", #call, r_, strerrorname_np(want));                 \
         if (e_ != (want)) FAIL("%s: got %s, want %s", #call, strerrorname_np(e_), strerrorname_np(want));     \
     } while (0)
+
+// The processor is emulated without all of its exceptions.
+static UNUSED int emulated_cpu(void) { return getenv("ABI_EMULATED_CPU") != NULL; }
 
 static UNUSED int in_sandbox(void) { return getenv("ABI_SANDBOX") != NULL; }
 

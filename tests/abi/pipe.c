@@ -210,10 +210,11 @@ static void select_states(void) {
     FD_SET(p[0], &r);
     struct timespec ts = {5, 0};
     EQ(pselect(p[0] + 1, &r, NULL, NULL, &ts, NULL), 1);
+    close(p[1]);
     FD_ZERO(&r);
-    FD_SET(200, &r);
+    FD_SET(p[1], &r);
     t.tv_usec = 0;
-    ERR(select(201, &r, NULL, NULL, &t), EBADF);
+    ERR(select(p[1] + 1, &r, NULL, NULL, &t), EBADF);
     ERR(select(-1, NULL, NULL, NULL, &t), EINVAL);
 }
 

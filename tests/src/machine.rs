@@ -88,7 +88,7 @@ fn report() -> Report {
         .args(["-t", &LIMIT.as_secs().to_string(), "env"])
         .arg(format!("{BINARY}={}", runsc().display()))
         .arg(format!("{INSIDE_MACHINE}=1"))
-        .args(["RUNSC_TEST_SCALE=8", "RUST_BACKTRACE=0"])
+        .args(["RUNSC_TEST_SCALE=8", "ABI_EMULATED_CPU=1", "RUST_BACKTRACE=0"])
         .arg(&exe)
         .args(["kvm::", "--test-threads=1"])
         .output()

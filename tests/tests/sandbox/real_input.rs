@@ -2,8 +2,6 @@
 //!
 //! `RUNSC_TEST_SIZE_MB` is how much data the text tools get (50 by default, 4 in the emulated machine).
 
-use std::time::Duration;
-
 use runsc_tests::{
     host, on_sandboxes,
     platform::{Platform, Program},
@@ -205,14 +203,12 @@ fn run_responsive_beside_computation(platform: &Platform) {
     let compute = programs::program("compute");
     let compute = compute.display();
     platform.same_as_host(&Program::new(&[compute.to_string()]).limit(120));
+    // The computation would go on for long after the time limit; the shell ends it when it is done.
     let text = format!(
-        "{compute} 8 & sleep 1; for i in 1 2 3 4 5 6 7 8; do echo $i | sed 's/$/!/'; done; kill %1 2>/dev/null || kill $!; wait; echo end"
+        "{compute} 1000 & sleep 1; for i in 1 2 3 4 5 6 7 8; do echo $i | sed 's/$/!/'; done; kill $!; wait; echo end"
     );
     let ended = platform.run(&Program::shell("bash", &text).limit(60));
     assert_eq!(ended.stdout(), "1!\n2!\n3!\n4!\n5!\n6!\n7!\n8!\nend\n", "{}", ended.describe());
-    // Eight small pipelines take about a second at the very most even where a machine is emulated; the computation alone
-    // takes eight. The shell must not have waited for it.
-    assert!(ended.elapsed < Duration::from_secs(8) * host::time_scale(), "the shell waited: {}", ended.describe());
 }
 
 /// Data goes through standard input and output unchanged.
