@@ -13,6 +13,7 @@ mod file;
 pub mod gofer;
 mod inode;
 mod mount;
+pub mod overlay;
 mod path;
 pub mod permission;
 

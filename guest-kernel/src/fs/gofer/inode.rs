@@ -11,10 +11,10 @@ use super::{
     node::{GoferFs, Node},
 };
 use crate::{
-    errno::{EINVAL, EIO, ENOTSUP, EPERM, EXDEV, Result},
+    errno::{EINVAL, ENODEV, ENOTSUP, EPERM, EXDEV, Result},
     fs::{
         DirEntry, File, FileOps, FileSystem, FileType, Inode, NewAttr, NewNode, OpenFlags, RenameFlags, SetAttr, Stat,
-        StatFs, Timespec,
+        StatFs, Timespec, new_device, overlay::OverlayFs,
     },
     mm::{
         Pager,
@@ -311,18 +311,27 @@ impl Drop for GoferFile {
     }
 }
 
-impl GoferFs {
-    /// Mounts root `index` of the sandbox's gofer; its root directory or file.
-    pub fn mount_root(client: &Arc<super::Client>, index: u32, exclusive: bool) -> Result<Arc<dyn Inode>> {
-        let (_, root) = GoferFs::mount(client.clone(), index, exclusive, crate::fs::new_device())?;
-        Ok(root)
-    }
-}
+/// The connection to the sandbox's gofer.
+static CLIENT: Mutex<Option<Arc<super::Client>>> = Mutex::new(None);
 
-/// The connection to the sandbox's gofer; EIO in a sandbox without one.
-pub fn connect() -> Result<Arc<super::Client>> {
-    let queue = crate::drivers::gofer().ok_or(EIO)?;
-    let client = super::Client::new(queue.clone());
-    client.init()?;
-    Ok(client)
+/// Mounts root `index` of the sandbox's gofer, `overlay` keeping writes in memory; the file system and its root, a directory
+/// or a file. ENODEV in a sandbox without a gofer.
+pub fn mount(index: u32, exclusive: bool, overlay: bool) -> Result<(Arc<dyn FileSystem>, Arc<dyn Inode>)> {
+    let client = {
+        let mut known = CLIENT.lock();
+        match &*known {
+            Some(client) => client.clone(),
+            None => {
+                let client = super::Client::new(crate::drivers::gofer().ok_or(ENODEV)?.clone());
+                client.init()?;
+                known.insert(client).clone()
+            }
+        }
+    };
+    let (fs, root) = GoferFs::mount(client, index, exclusive, new_device())?;
+    if overlay {
+        let (fs, root) = OverlayFs::mount(root)?;
+        return Ok((fs, root));
+    }
+    Ok((fs, root))
 }

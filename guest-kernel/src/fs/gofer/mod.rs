@@ -11,9 +11,9 @@ mod file;
 mod inode;
 mod node;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod window;
 
 pub use client::{Client, Owner};
-pub use inode::connect;
+pub use inode::mount;
 pub use node::{GoferFs, Node};

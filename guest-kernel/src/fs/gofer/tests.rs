@@ -38,17 +38,17 @@ use crate::{
 /// Counters are the process's: tests that count run one at a time.
 static ONE: std::sync::Mutex<()> = std::sync::Mutex::new(());
 
-struct Fixture {
-    root: Arc<Node>,
+pub struct Fixture {
+    pub root: Arc<Node>,
     client: Arc<Client>,
-    dir: PathBuf,
+    pub dir: PathBuf,
     socket: Arc<std::os::fd::OwnedFd>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
     _one: std::sync::MutexGuard<'static, ()>,
 }
 
-fn fixture(name: &str, exclusive: bool) -> Fixture {
+pub fn fixture(name: &str, exclusive: bool) -> Fixture {
     let one = ONE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     let dir = std::env::temp_dir().join(std::format!("runsc-client-{}-{name}", std::process::id()));
     let _ = fs::remove_dir_all(&dir);
