@@ -39,6 +39,17 @@ pub struct Rig {
 
 impl Rig {
     pub fn new(cpus: u32) -> Arc<Rig> {
+        struct Print;
+        impl log::Log for Print {
+            fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+                true
+            }
+            fn log(&self, record: &log::Record<'_>) {
+                eprintln!("{}: {}", record.level(), record.args());
+            }
+            fn flush(&self) {}
+        }
+        let _ = log::set_logger(&Print).map(|()| log::set_max_level(log::LevelFilter::Info));
         let config = MemoryConfig { user_size: 64 << 20, user_backing: UserBacking::Memfd };
         let memory = GuestMemory::new(&config).unwrap();
         let vm = PtraceVm::new(memory.clone(), cpus).unwrap();
