@@ -155,6 +155,47 @@ fn run_second_stat_is_free(platform: &Platform) {
     assert!(many <= few + 2, "2 stats cost {few} requests, 500 cost {many}");
 }
 
+/// A mapped file that the host truncates while the sandbox reads, writes and executes it: the access fails, the sandbox lives.
+fn run_truncated_under_a_mapping(platform: &Platform) {
+    // Pages that begin with a return instruction.
+    let whole = [0xc3u8; 16 * 4096];
+    let truncate = |path: &Path| {
+        let file = fs::OpenOptions::new().write(true).open(path).expect("open");
+        move |keep: u64| {
+            use std::os::unix::fs::FileExt;
+            file.set_len(keep).expect("truncate");
+            std::thread::sleep(Duration::from_micros(300));
+            file.write_all_at(&whole, 0).expect("write");
+            std::thread::sleep(Duration::from_micros(300));
+        }
+    };
+    let volume = host::TempDir::new("volume");
+    let mut bundle = Bundle::new(&["/bin/sh", "-c", "/mapped /data/f 3 & /mapped /volume/f 3; wait $! && echo both"]);
+    bundle.add(&programs::program("mapped"), "mapped");
+    let in_root = bundle.root().join("data/f");
+    let in_volume = volume.path().join("f");
+    for path in [&in_root, &in_volume] {
+        fs::write(path, whole).expect("write");
+    }
+    bundle.config["mounts"].as_array_mut().expect("mounts").push(
+        json!({ "destination": "/volume", "type": "bind", "source": volume.path().display().to_string(), "options": ["rbind", "rw"] }),
+    );
+    let path = bundle.write();
+    let runsc = Runsc::new(platform.kind);
+    let mut running = runsc.start(&["run", "--bundle", &path, "truncated"]);
+    let (root, volume) = (truncate(&in_root), truncate(&in_volume));
+    let mut keep = 0;
+    while running.is_running() {
+        keep = (keep + 5 * 4096 + 77) % whole.len() as u64;
+        root(keep);
+        volume(keep);
+    }
+    let ended = runsc.ended(running.finish(Duration::from_secs(60)));
+    assert_eq!(ended.finished.stdout(), "alive\nalive\nboth\n", "{}", ended.describe());
+    ended.assert_code(0);
+    ended.assert_platform();
+}
+
 fn state(runsc: &Runsc, id: &str) -> Option<Value> {
     let output = runsc.command(&["state", id]).output().expect("state");
     output.status.success().then(|| serde_json::from_slice(&output.stdout).expect("JSON"))
@@ -301,6 +342,7 @@ on_sandboxes! {
     tmpfs_mounts = run_tmpfs_mounts;
     file_programs = run_file_programs;
     second_stat_is_free = run_second_stat_is_free;
+    truncated_under_a_mapping = run_truncated_under_a_mapping;
     detached_life = run_detached_life;
     kill_and_force = run_kill_and_force;
     idle_makes_no_wakeups = run_idle_makes_no_wakeups;
