@@ -20,7 +20,7 @@ on_platforms! {
     group = |platform: &Platform| passes(platform, "group");
     ident = |platform: &Platform| passes(platform, "ident");
     limit = |platform: &Platform| passes(platform, "limit");
-    memory = |platform: &Platform| passes(platform, "memory");
+    mmap = |platform: &Platform| passes(platform, "mmap");
     pipe = |platform: &Platform| passes(platform, "pipe");
     proc = |platform: &Platform| passes(platform, "proc");
     process = |platform: &Platform| passes(platform, "process");

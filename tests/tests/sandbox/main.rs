@@ -3,6 +3,7 @@
 mod abi;
 mod bad_input;
 mod bundles;
+mod cli;
 mod faults;
 mod real_input;
 mod terminals;
