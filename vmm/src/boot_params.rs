@@ -24,7 +24,8 @@ unsafe impl ByteValued for Bytes {}
 const _: () = {
     let regions = 6 * size_of::<Region>();
     let arrays = MAX_DEVICES * size_of::<Device>() + MAX_CPUS * size_of::<HostCall>();
-    let scalars = 5 * size_of::<u64>() + 8 * size_of::<u32>();
+    // magic, direct_base, xcr0, para_entry, boot_root; the other eight scalars have 32 bits.
+    let scalars = size_of::<[u64; 5]>() + size_of::<[u32; 8]>();
     assert!(size_of::<BootParams>() == scalars + regions + size_of::<ClockSample>() + 32 + arrays);
     assert!(size_of::<Device>() == 16 && size_of::<HostCall>() == 64);
 };

@@ -37,7 +37,7 @@ pub fn load(memory: &GuestMemory, image: &[u8]) -> Result<LoadedImage> {
 fn check(image: &[u8]) -> Result<LoadedImage> {
     let header: Elf64_Ehdr = object(image, 0).context("no ELF header")?;
     ensure!(header.e_ident.starts_with(b"\x7fELF"), "not an ELF file");
-    ensure!(header.e_ident[EI_CLASS as usize] == ELFCLASS64, "not a 64-bit ELF file");
+    ensure!(header.e_ident[EI_CLASS] == ELFCLASS64, "not a 64-bit ELF file");
     ensure!(header.e_type == ET_DYN, "ELF type {} is not a position-independent image", header.e_type);
     ensure!(header.e_machine == EM_X86_64, "ELF machine {} is not x86-64", header.e_machine);
     ensure!(usize::from(header.e_phentsize) == size_of::<Elf64_Phdr>(), "program header size {}", header.e_phentsize);
@@ -129,7 +129,7 @@ mod tests {
         assert!(check(b"").is_err());
         assert!(check(&SENTRY[..40]).is_err());
         assert!(error(|header, _| header.e_ident[0] = 0).contains("not an ELF"));
-        assert!(error(|header, _| header.e_ident[EI_CLASS as usize] = 1).contains("64-bit"));
+        assert!(error(|header, _| header.e_ident[EI_CLASS] = 1).contains("64-bit"));
         assert!(error(|header, _| header.e_type = 2).contains("position-independent"));
         assert!(error(|header, _| header.e_machine = 3).contains("x86-64"));
         assert!(error(|header, _| header.e_entry = u64::MAX).contains("entry point"));

@@ -35,6 +35,7 @@ impl Default for Kicks {
 impl Kicks {
     /// The calling thread runs vCPU `cpu`, whose shared page is `run`, until it calls [`Kicks::leave`].
     pub fn enter(&self, cpu: u32, run: *mut kvm_run) {
+        unblock_signal();
         // SAFETY: always succeeds.
         let thread = unsafe { libc::pthread_self() };
         self.set(cpu, Some(Target { thread, run }));
@@ -68,6 +69,17 @@ pub(super) fn set_immediate_exit(run: *mut kvm_run, value: bool) {
     // SAFETY: `run` is the mapped page of a live vCPU; the byte is only ever accessed atomically here and by the kernel.
     let flag = unsafe { AtomicU8::from_ptr(&raw mut (*run).immediate_exit) };
     flag.store(value.into(), SeqCst);
+}
+
+/// Whoever started this process may have blocked the signal, and then it would not interrupt.
+fn unblock_signal() {
+    // SAFETY: the set is initialised by the first call and used by the others; only this thread's mask changes.
+    unsafe {
+        let mut set = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, SIGRTMIN());
+        libc::pthread_sigmask(libc::SIG_UNBLOCK, &set, std::ptr::null_mut());
+    }
 }
 
 /// The signal needs a handler, so that it interrupts and does not kill.
