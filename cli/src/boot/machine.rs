@@ -12,6 +12,7 @@ use devices::{
     gofer::GoferBackend,
     virtio::{Backend as VirtioBackend, Transport},
 };
+use ptrace_fallback::PtraceVm;
 use rustix::fs::{Mode, OFlags};
 use sentry_abi::{
     boot::{BootParams, DeviceKind},
@@ -130,7 +131,7 @@ pub fn build(parts: Parts, channel: &Arc<Channel>) -> Result<Built> {
     // First: the ptrace backend forks, which wants a process without other threads.
     let vm: Arc<dyn Vm> = match host {
         Host::Kvm(device) => Arc::new(KvmVm::with_device(device, memory.clone())?),
-        Host::Ptrace => anyhow::bail!("this build has no ptrace backend"),
+        Host::Ptrace => PtraceVm::new(memory.clone(), vcpus)?,
     };
 
     let device_fd = || memory.device_fd().try_clone_to_owned().context("device memory");

@@ -247,8 +247,13 @@ impl Sandbox {
         };
         match send() {
             Ok(()) => log::debug!("signal {signal} forwarded"),
-            // It has just ended.
-            Err(error) => log::debug!("signal {signal}: {error:#}"),
+            Err(error) => {
+                log::debug!("signal {signal}: {error:#}");
+                // It has just ended, or takes no signals any more: then it is the sandbox that ends.
+                if matches!(signal as i32, libc::SIGTERM | libc::SIGINT | libc::SIGHUP | libc::SIGQUIT) {
+                    let _ = self.process.kill();
+                }
+            }
         }
     }
 

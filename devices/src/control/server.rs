@@ -2,7 +2,7 @@
 
 use std::{
     os::{
-        fd::AsFd,
+        fd::AsRawFd,
         unix::net::{UnixListener, UnixStream},
     },
     path::Path,
@@ -84,12 +84,13 @@ impl Server {
     }
 }
 
-/// Only root and the user the sandbox runs as may control it.
+/// Only root and the user the sandbox runs as may control it. In a user namespace without mappings everybody outside looks
+/// the same; there the state directory, which only its owner may enter, keeps the others out.
 fn peer_allowed(stream: &UnixStream) -> bool {
-    match rustix::net::sockopt::socket_peercred(stream.as_fd()) {
-        Ok(peer) if peer.uid.is_root() || peer.uid == rustix::process::geteuid() => true,
-        Ok(peer) => {
-            log::warn!("control socket: refused process {:?} of user {:?}", peer.pid, peer.uid);
+    match peer_user(stream) {
+        Ok(uid) if uid == 0 || uid == rustix::process::geteuid().as_raw() => true,
+        Ok(uid) => {
+            log::warn!("control socket: refused user {uid}");
             false
         }
         Err(error) => {
@@ -97,6 +98,18 @@ fn peer_allowed(stream: &UnixStream) -> bool {
             false
         }
     }
+}
+
+/// SO_PEERCRED. The peer's pid is 0 here when it lives outside our pid namespace.
+fn peer_user(stream: &UnixStream) -> std::io::Result<u32> {
+    let mut peer = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
+    let mut size = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `size` bytes to `peer`.
+    let result = unsafe {
+        let (level, name) = (libc::SOL_SOCKET, libc::SO_PEERCRED);
+        libc::getsockopt(stream.as_raw_fd(), level, name, (&raw mut peer).cast(), &mut size)
+    };
+    if result != 0 { Err(std::io::Error::last_os_error()) } else { Ok(peer.uid) }
 }
 
 fn serve(mut stream: UnixStream, handler: &dyn Handler) -> std::io::Result<()> {
