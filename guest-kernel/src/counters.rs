@@ -24,3 +24,8 @@ pub fn get(counter: Counter) -> u64 {
 pub fn all() -> &'static [AtomicU64; sentry_abi::counters::COUNT] {
     &COUNTERS
 }
+
+/// All values, in the order of `sentry_abi::counters`.
+pub fn snapshot() -> impl Iterator<Item = u64> {
+    COUNTERS.iter().map(|counter| counter.load(Relaxed))
+}

@@ -2,6 +2,7 @@
 //! tasks here can wait for.
 
 use alloc::{collections::BTreeMap, sync::Arc, vec::Vec};
+use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use sentry_abi::{
     console::{EVENT_QUEUE_SIZE, Event, MAX_DATA, Op, REQUEST_QUEUE_SIZE, Request, Response, Stat},
@@ -26,7 +27,15 @@ struct Console {
     posted: SpinLock<Vec<(u16, usize)>>,
     event_page: DmaBuffer,
     /// Who waits for a stream's readiness.
-    queues: SpinLock<BTreeMap<u32, Arc<WaitQueue>>>,
+    ready: SpinLock<BTreeMap<u32, Arc<Ready>>>,
+}
+
+/// A stream's readiness, as far as events tell.
+#[derive(Default)]
+struct Ready {
+    queue: Arc<WaitQueue>,
+    /// Events so far: whoever has asked the host and then sees another number asks again.
+    events: AtomicU64,
 }
 
 static CONSOLE: Once<Console> = Once::new();
@@ -48,7 +57,7 @@ pub(super) fn start(mmio: u64, number: u32) -> Result<()> {
         events,
         posted: SpinLock::default(),
         event_page,
-        queues: SpinLock::default(),
+        ready: SpinLock::default(),
     });
     console.events.on_used(Arc::new(|head, _| {
         if let Some(console) = CONSOLE.get() {
@@ -80,9 +89,10 @@ impl Console {
         };
         let event: Event = self.event_page.read_object(place * size_of::<Event>());
         self.post(place);
-        let queue = self.queues.lock().get(&event.index).cloned();
-        if let Some(queue) = queue {
-            queue.wake(event.events);
+        let ready = self.ready.lock().get(&event.index).cloned();
+        if let Some(ready) = ready {
+            ready.events.fetch_add(1, SeqCst);
+            ready.queue.wake(event.events);
         }
     }
 }
@@ -90,20 +100,45 @@ impl Console {
 /// One of the host's descriptors.
 pub struct Stream {
     index: u32,
-    ready: Arc<WaitQueue>,
+    ready: Arc<Ready>,
 }
 
 impl Stream {
     /// EBADF in a sandbox without the device.
     pub fn open(index: u32) -> Result<Stream> {
         let console = CONSOLE.get().ok_or(EBADF)?;
-        let ready = console.queues.lock().entry(index).or_default().clone();
+        let ready = console.ready.lock().entry(index).or_default().clone();
         Ok(Stream { index, ready })
     }
 
     /// Woken when a readiness that [`Stream::poll`] found missing has come.
     pub fn ready(&self) -> &Arc<WaitQueue> {
-        &self.ready
+        &self.ready.queue
+    }
+
+    /// Blocks until one of the poll(2) bits `events` holds; a signal for the task ends it.
+    pub fn wait(&self, events: u32) -> Result<u32> {
+        loop {
+            let (ready, seen) = self.poll_numbered(events)?;
+            if ready != 0 {
+                return Ok(ready);
+            }
+            self.ready.queue.wait_until(|| (self.ready.events.load(SeqCst) != seen).then_some(()))?;
+        }
+    }
+
+    /// What holds, and the number of the last event before that was asked.
+    fn poll_numbered(&self, events: u32) -> Result<(u32, u64)> {
+        let mut request = self.request(Op::Poll);
+        request.arg = events.into();
+        loop {
+            let seen = self.ready.events.load(SeqCst);
+            let ready = self.simple(request)? as u32;
+            // While this task waited for the answer, a wake-up for the event may have passed it by.
+            if ready != 0 || self.ready.events.load(SeqCst) == seen {
+                return Ok((ready, seen));
+            }
+        }
     }
 
     fn request(&self, op: Op) -> Request {
@@ -171,9 +206,7 @@ impl Stream {
 
     /// Which of the poll(2) bits `events` hold. When none does, [`Stream::ready`] is woken once one of them does.
     pub fn poll(&self, events: u32) -> Result<u32> {
-        let mut request = self.request(Op::Poll);
-        request.arg = events.into();
-        Ok(self.simple(request)? as u32)
+        Ok(self.poll_numbered(events)?.0)
     }
 
     /// An ioctl with an argument of at most 36 bytes, which is replaced by what comes back; or with the integer `value`.

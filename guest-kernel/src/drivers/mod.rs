@@ -2,6 +2,7 @@
 
 pub mod console;
 pub mod control;
+mod requests;
 pub mod virtio;
 
 use alloc::sync::Arc;

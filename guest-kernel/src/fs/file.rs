@@ -94,6 +94,9 @@ pub struct DirEntry<'a> {
     pub next: u64,
 }
 
+/// The offset that stands for a position kept elsewhere ([`FileOps::keeps_position`]).
+pub const OWN_POSITION: u64 = u64::MAX;
+
 /// What an open file can do. Offsets have been checked not to be negative; streams ignore them.
 pub trait FileOps: Any + Send + Sync {
     /// Up to `dst.remaining()` bytes from `offset`; 0 at the end.
@@ -115,6 +118,17 @@ pub trait FileOps: Any + Send + Sync {
     /// Whether the file has a position (regular files, directories): pread and lseek work.
     fn seekable(&self) -> bool {
         false
+    }
+
+    /// The position is kept elsewhere (by the host, for a file it shares with others): `read` and `write` at
+    /// [`OWN_POSITION`] use and move it, `append` is not called, and `seek` is asked.
+    fn keeps_position(&self) -> bool {
+        false
+    }
+
+    /// lseek(2) where [`FileOps::keeps_position`].
+    fn seek(&self, _offset: i64, _whence: u32) -> Result<u64> {
+        Err(ESPIPE)
     }
 
     /// SEEK_DATA (`data`) and SEEK_HOLE from `offset`, which is below the end; None beyond the last data (ENXIO).
@@ -277,6 +291,9 @@ impl File {
     /// read(2): at the position, which moves.
     pub fn read(&self, dst: &mut IoDst<'_>) -> Result<usize> {
         self.check_read()?;
+        if self.ops.keeps_position() {
+            return self.ops.read(self, dst, OWN_POSITION);
+        }
         if !self.ops.seekable() {
             return self.ops.read(self, dst, 0);
         }
@@ -289,6 +306,9 @@ impl File {
     /// write(2): at the position or the end (O_APPEND).
     pub fn write(&self, src: &mut IoSrc<'_>) -> Result<usize> {
         self.check_write()?;
+        if self.ops.keeps_position() {
+            return self.ops.write(self, src, OWN_POSITION);
+        }
         if !self.ops.seekable() {
             return self.ops.write(self, src, 0);
         }
@@ -325,7 +345,7 @@ impl File {
         if offset > MAX_OFFSET {
             return Err(EINVAL);
         }
-        if self.flags().contains(OpenFlags::APPEND) {
+        if self.flags().contains(OpenFlags::APPEND) && !self.ops.keeps_position() {
             return Ok(self.ops.append(self, src)?.0);
         }
         check_room(offset, src)?;
@@ -352,6 +372,9 @@ impl File {
         }
         if !self.ops.seekable() {
             return Err(ESPIPE);
+        }
+        if self.ops.keeps_position() {
+            return self.ops.seek(offset, whence);
         }
         let mut position = self.position.lock();
         let base = match whence {

@@ -16,11 +16,12 @@ mod mount;
 pub mod overlay;
 mod path;
 pub mod permission;
+pub mod stdio;
 
 pub use context::FsContext;
 pub use dentry::Dentry;
 pub use fdtable::FdTable;
-pub use file::{AsyncOwner, DirEntry, File, FileOps, OpenFlags, poll};
+pub use file::{AsyncOwner, DirEntry, File, FileOps, OWN_POSITION, OpenFlags, poll};
 pub use inode::*;
 pub use mount::{Mount, MountFlags};
 pub use path::{Followed, Last, NAME_MAX, PATH_MAX, Parent, Path, Resolve, Walk};

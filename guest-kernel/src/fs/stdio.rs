@@ -1,0 +1,387 @@
+//! The descriptors a container was started with: files, pipes, sockets and terminals of the host.
+//!
+//! A regular file's position is the host's, shared with whoever else has the description. A terminal's line discipline is the
+//! host's; which process group of the container is in the foreground is known here, and a background process that reads from
+//! the terminal is stopped by SIGTTIN.
+
+use alloc::{format, sync::Arc};
+use core::sync::atomic::{AtomicI32, Ordering::SeqCst};
+
+use sentry_abi::config::{ProcessConfig, Stdio};
+
+use super::{
+    Dentry, FdTable, File, FileOps, FileSystem, FileType, Inode, Mount, MountFlags, OWN_POSITION, OpenFlags, Path, Stat,
+    StatFs, Timespec, new_device, poll,
+};
+use crate::{
+    drivers::console::Stream,
+    errno::{EAGAIN, EINVAL, EIO, ENOTTY, EPERM, Error, Restart, Result},
+    mm::{
+        io::{IoDst, IoSrc},
+        user::{UserAddr, UserPtr},
+    },
+    sched,
+    signal::{
+        info::SigInfo,
+        send::{Origin, to_group},
+        set::{SIGTTIN, SIGTTOU},
+    },
+    sync::{Once, PollTable, SpinLock},
+    task::{Current, Process, Terminal, table},
+};
+
+struct HostFs {
+    device: u64,
+}
+
+impl FileSystem for HostFs {
+    fn name(&self) -> &'static str {
+        "host"
+    }
+
+    fn device(&self) -> u64 {
+        self.device
+    }
+
+    fn statfs(&self) -> Result<StatFs> {
+        Ok(StatFs { block_size: 4096, name_max: 255, ..StatFs::default() })
+    }
+}
+
+/// A host terminal, whatever number of descriptors lead to it.
+struct HostTerminal {
+    rdev: u64,
+    /// Process group in the foreground, and the session it controls; 0: none.
+    foreground: AtomicI32,
+    session: AtomicI32,
+}
+
+impl Terminal for HostTerminal {
+    fn device(&self) -> u64 {
+        self.rdev
+    }
+
+    fn foreground(&self) -> i32 {
+        self.foreground.load(SeqCst)
+    }
+
+    fn disassociate(&self) {
+        self.foreground.store(0, SeqCst);
+        self.session.store(0, SeqCst);
+    }
+}
+
+/// What a descriptor leads to.
+struct HostInode {
+    fs: &'static Arc<HostFs>,
+    stream: Stream,
+    file_type: FileType,
+    rdev: u64,
+    terminal: Option<Arc<HostTerminal>>,
+}
+
+impl Drop for HostInode {
+    fn drop(&mut self) {
+        self.stream.close();
+    }
+}
+
+impl Inode for HostInode {
+    fn file_type(&self) -> FileType {
+        self.file_type
+    }
+
+    fn stat(&self) -> Result<Stat> {
+        let host = self.stream.stat()?;
+        let mtime = Timespec { sec: host.mtime, nsec: host.mtimensec };
+        Ok(Stat {
+            dev: self.fs.device,
+            ino: host.ino,
+            mode: host.mode,
+            nlink: host.nlink,
+            uid: host.uid,
+            gid: host.gid,
+            rdev: self.rdev,
+            size: host.size,
+            blocks: host.blocks,
+            blksize: host.blksize,
+            atime: mtime,
+            mtime,
+            ctime: mtime,
+        })
+    }
+
+    fn filesystem(&self) -> &dyn FileSystem {
+        &**self.fs
+    }
+}
+
+/// An open file on a stream. All share the host's description, so a second one differs in its flags only.
+struct HostFile(Arc<HostInode>);
+
+const READABLE: u32 = poll::IN | poll::RDNORM;
+const WRITABLE: u32 = poll::OUT | poll::WRNORM;
+
+impl HostFile {
+    fn is_plain(&self) -> bool {
+        matches!(self.0.file_type, FileType::Regular | FileType::BlockDevice)
+    }
+
+    /// Stops a background process group that wants to do what only the foreground may.
+    fn check_foreground(&self, signal: u32) -> Result<()> {
+        let Some(terminal) = &self.0.terminal else { return Ok(()) };
+        let Some(task) = sched::current() else { return Ok(()) };
+        let process = &task.process;
+        let (pgid, foreground) = (process.pgid(), terminal.foreground());
+        let controls = terminal.session.load(SeqCst) == process.session().sid;
+        if !controls || foreground == 0 || pgid == foreground {
+            return Ok(());
+        }
+        if task.blocked().contains(signal) || process.handlers().get(signal).is_ignored(signal) {
+            return if signal == SIGTTIN { Err(EIO) } else { Ok(()) };
+        }
+        if table::lock().is_orphaned(pgid, None) {
+            return Err(EIO);
+        }
+        to_group(pgid, SigInfo::kernel(signal), Origin::Inside);
+        Err(Error::Restart(Restart::Sys))
+    }
+}
+
+impl FileOps for HostFile {
+    fn read(&self, file: &File, dst: &mut IoDst<'_>, offset: u64) -> Result<usize> {
+        let offset = (offset != OWN_POSITION && self.is_plain()).then_some(offset);
+        loop {
+            self.check_foreground(SIGTTIN)?;
+            match self.0.stream.read(dst, offset) {
+                Err(EAGAIN) if !file.nonblocking() => self.0.stream.wait(poll::IN).map(drop)?,
+                done => return done,
+            }
+        }
+    }
+
+    fn write(&self, file: &File, src: &mut IoSrc<'_>, offset: u64) -> Result<usize> {
+        let mut at = (offset != OWN_POSITION && self.is_plain()).then_some(offset);
+        let mut done = 0;
+        while src.remaining() > 0 {
+            let step = match self.0.stream.write(src, at) {
+                Err(EAGAIN) if !file.nonblocking() => self.0.stream.wait(poll::OUT).map(|_| 0),
+                step => step,
+            };
+            match step {
+                Ok(n) => {
+                    done += n;
+                    at = at.map(|at| at + n as u64);
+                    // A regular file that takes less has no room for more.
+                    if n == 0 && self.is_plain() {
+                        break;
+                    }
+                }
+                Err(error) if done == 0 => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(done)
+    }
+
+    fn seekable(&self) -> bool {
+        self.is_plain()
+    }
+
+    fn keeps_position(&self) -> bool {
+        self.is_plain()
+    }
+
+    fn seek(&self, offset: i64, whence: u32) -> Result<u64> {
+        self.0.stream.seek(offset, whence)
+    }
+
+    fn poll(&self, _file: &File, interest: u32, table: Option<&mut PollTable>) -> u32 {
+        if self.is_plain() {
+            return READABLE | WRITABLE;
+        }
+        if let Some(table) = table {
+            table.add(self.0.stream.ready(), interest | poll::ALWAYS);
+        }
+        // A host that cannot say is taken for ready: the call that follows tells the error.
+        self.0.stream.poll(interest).unwrap_or(interest)
+    }
+
+    fn pollable(&self) -> bool {
+        !self.is_plain()
+    }
+
+    fn ioctl(&self, cur: &mut Current, _file: &Arc<File>, command: u32, argument: u64) -> Result<u64> {
+        terminal_ioctl(self, cur, command, argument)
+    }
+
+    fn fsync(&self, _file: &File, _data_only: bool) -> Result<()> {
+        if self.is_plain() { self.0.stream.sync() } else { Err(EINVAL) }
+    }
+}
+
+/// ioctl(2) numbers of <asm-generic/ioctls.h>.
+mod tty {
+    pub const TCGETS: u32 = 0x5401;
+    pub const TCSETS: u32 = 0x5402;
+    pub const TCSETSW: u32 = 0x5403;
+    pub const TCSETSF: u32 = 0x5404;
+    pub const TCSBRK: u32 = 0x5409;
+    pub const TCXONC: u32 = 0x540a;
+    pub const TCFLSH: u32 = 0x540b;
+    pub const TIOCSCTTY: u32 = 0x540e;
+    pub const TIOCGPGRP: u32 = 0x540f;
+    pub const TIOCSPGRP: u32 = 0x5410;
+    pub const TIOCGWINSZ: u32 = 0x5413;
+    pub const TIOCSWINSZ: u32 = 0x5414;
+    pub const FIONREAD: u32 = 0x541b;
+    pub const TIOCNOTTY: u32 = 0x5422;
+    pub const TIOCGSID: u32 = 0x5429;
+}
+
+fn terminal_ioctl(file: &HostFile, cur: &mut Current, command: u32, argument: u64) -> Result<u64> {
+    let stream = &file.0.stream;
+    let addr = UserAddr(argument);
+    // Bytes of the argument in and out.
+    let (given, returned) = match command {
+        tty::TCGETS => (0, 36),
+        tty::TCSETS | tty::TCSETSW | tty::TCSETSF => (36, 0),
+        tty::TIOCGWINSZ => (0, 8),
+        tty::TIOCSWINSZ => (8, 0),
+        tty::FIONREAD => (0, 4),
+        tty::TCSBRK | tty::TCXONC | tty::TCFLSH => (0, 0),
+        tty::TIOCGPGRP | tty::TIOCSPGRP | tty::TIOCGSID | tty::TIOCSCTTY | tty::TIOCNOTTY => {
+            return job_control(file, cur, command, argument);
+        }
+        _ => return Err(ENOTTY),
+    };
+    if matches!(command, tty::TCSETS | tty::TCSETSW | tty::TCSETSF | tty::TCSBRK | tty::TCXONC | tty::TCFLSH) {
+        file.check_foreground(SIGTTOU)?;
+    }
+    let mut bytes = [0u8; 36];
+    cur.mm.read(addr, &mut bytes[..given])?;
+    let result = stream.ioctl(command, argument as i64, &mut bytes[..given.max(returned)])?;
+    cur.mm.write(addr, &bytes[..returned])?;
+    Ok(result)
+}
+
+fn job_control(file: &HostFile, cur: &mut Current, command: u32, argument: u64) -> Result<u64> {
+    let terminal = file.0.terminal.as_ref().ok_or(ENOTTY)?;
+    let process = cur.task.process.clone();
+    let session = process.session();
+    let ours = terminal.session.load(SeqCst) == session.sid;
+    let place = UserPtr::<i32>::new(UserAddr(argument));
+    match command {
+        tty::TIOCGPGRP if ours => cur.mm.write_value(place, &terminal.foreground())?,
+        tty::TIOCGSID if ours => cur.mm.write_value(place, &session.sid)?,
+        tty::TIOCSPGRP if ours => {
+            let pgid = cur.mm.read_value(place)?;
+            if pgid < 0 {
+                return Err(EINVAL);
+            }
+            if table::lock().session_of_group(pgid) != Some(session.sid) {
+                return Err(EPERM);
+            }
+            file.check_foreground(SIGTTOU)?;
+            terminal.foreground.store(pgid, SeqCst);
+        }
+        tty::TIOCNOTTY if ours => {
+            terminal.disassociate();
+            session.set_terminal(None);
+        }
+        tty::TIOCSCTTY if ours => {}
+        tty::TIOCSCTTY => {
+            if session.sid != process.pid || session.terminal().is_some() || terminal.session.load(SeqCst) != 0 {
+                return Err(EPERM);
+            }
+            make_controlling(terminal, &process);
+        }
+        _ => return Err(ENOTTY),
+    }
+    Ok(0)
+}
+
+fn make_controlling(terminal: &Arc<HostTerminal>, process: &Process) {
+    let session = process.session();
+    terminal.session.store(session.sid, SeqCst);
+    terminal.foreground.store(process.pgid(), SeqCst);
+    let terminal: Arc<dyn Terminal> = terminal.clone();
+    session.set_terminal(Some(&terminal));
+}
+
+struct Host {
+    fs: Arc<HostFs>,
+    mount: Arc<Mount>,
+}
+
+/// Terminals by device number, for as long as the sandbox lives.
+static TERMINALS: SpinLock<alloc::vec::Vec<Arc<HostTerminal>>> = SpinLock::new(alloc::vec::Vec::new());
+
+fn terminal(rdev: u64) -> Arc<HostTerminal> {
+    let mut terminals = TERMINALS.lock();
+    if let Some(known) = terminals.iter().find(|t| t.rdev == rdev) {
+        return known.clone();
+    }
+    let new = Arc::new(HostTerminal { rdev, foreground: AtomicI32::new(0), session: AtomicI32::new(0) });
+    terminals.push(new.clone());
+    new
+}
+
+fn host(first: impl FnOnce(&Arc<HostFs>) -> Arc<dyn Inode>) -> &'static Host {
+    static HOST: Once<Host> = Once::new();
+    HOST.call_once(|| {
+        let fs = Arc::new(HostFs { device: new_device() });
+        let root = first(&fs);
+        Host { mount: Mount::of(fs.clone(), root, "none", MountFlags::empty()), fs }
+    })
+}
+
+/// The root that the mount of these files has, which nothing leads to.
+struct Nowhere(Arc<HostFs>);
+
+impl Inode for Nowhere {
+    fn file_type(&self) -> FileType {
+        FileType::Directory
+    }
+
+    fn stat(&self) -> Result<Stat> {
+        Ok(Stat { dev: self.0.device, ino: 1, mode: FileType::Directory as u32, nlink: 2, ..Stat::default() })
+    }
+
+    fn filesystem(&self) -> &dyn FileSystem {
+        &*self.0
+    }
+}
+
+fn open(config: &Stdio) -> Result<Arc<File>> {
+    let host = host(|fs| Arc::new(Nowhere(fs.clone())));
+    let inode = Arc::new(HostInode {
+        fs: &host.fs,
+        stream: Stream::open(config.index)?,
+        file_type: FileType::from_mode(config.mode).ok_or(EINVAL)?,
+        rdev: config.rdev,
+        terminal: config.tty.then(|| terminal(config.rdev)),
+    });
+    let name = match inode.file_type {
+        FileType::Fifo => format!("pipe:[{}]", config.index),
+        FileType::Socket => format!("socket:[{}]", config.index),
+        FileType::CharDevice if config.tty => format!("/dev/pts/{}", super::split_device(config.rdev).1),
+        _ => format!("/host/{}", config.index),
+    };
+    let path = Path { mount: host.mount.clone(), dentry: Dentry::root(name.as_bytes(), inode.clone()) };
+    let flags = OpenFlags::from_bits_truncate(config.flags);
+    Ok(File::new(Arc::new(HostFile(inode)), path, flags))
+}
+
+/// Gives the container's first process its descriptors, and its controlling terminal if it has one.
+pub fn install(config: &ProcessConfig, files: &FdTable, process: &Process) -> Result<()> {
+    for stdio in &config.stdio {
+        let fd = i32::try_from(stdio.fd).map_err(|_| EINVAL)?;
+        files.replace(fd, open(stdio)?, false, u64::MAX)?;
+        if config.terminal && stdio.tty && process.session().terminal().is_none() {
+            make_controlling(&terminal(stdio.rdev), process);
+        }
+    }
+    Ok(())
+}
+
