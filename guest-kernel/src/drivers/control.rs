@@ -39,7 +39,8 @@ pub(super) fn start(mmio: u64, number: u32) -> Result<()> {
     device.start();
     super::listen(number, &requests);
     super::listen(number, &replies);
-    let control = CONTROL.call_once(|| Control { requests, replies, waiting: Posted::default(), sent: Posted::default() });
+    let control =
+        CONTROL.call_once(|| Control { requests, replies, waiting: Posted::default(), sent: Posted::default() });
     control.requests.on_used(Arc::new(|head, len| {
         if let Some(control) = CONTROL.get() {
             control.arrived(head, len);
@@ -77,11 +78,13 @@ impl Control {
         let Some(buffer) = take(&self.waiting, head) else { return };
         let header: Header = buffer.read_object(0);
         let end = (header.len as usize).saturating_add(size_of::<Header>());
-        let request: Option<Request> = (end <= (len as usize).min(BUFFER)).then(|| {
-            let mut body = alloc::vec![0; header.len as usize];
-            buffer.read(size_of::<Header>(), &mut body);
-            postcard::from_bytes(&body).ok()
-        }).flatten();
+        let request: Option<Request> = (end <= (len as usize).min(BUFFER))
+            .then(|| {
+                let mut body = alloc::vec![0; header.len as usize];
+                buffer.read(size_of::<Header>(), &mut body);
+                postcard::from_bytes(&body).ok()
+            })
+            .flatten();
         post(&self.requests, &self.waiting, buffer, BUFFER, true);
         let reply = match request {
             Some(request) => super::requests::answer(&request),

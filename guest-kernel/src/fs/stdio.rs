@@ -10,8 +10,8 @@ use core::sync::atomic::{AtomicI32, Ordering::SeqCst};
 use sentry_abi::config::{ProcessConfig, Stdio};
 
 use super::{
-    Dentry, FdTable, File, FileOps, FileSystem, FileType, Inode, Mount, MountFlags, OWN_POSITION, OpenFlags, Path, Stat,
-    StatFs, Timespec, new_device, poll,
+    Dentry, FdTable, File, FileOps, FileSystem, FileType, Inode, Mount, MountFlags, OWN_POSITION, OpenFlags, Path,
+    Stat, StatFs, Timespec, new_device, poll,
 };
 use crate::{
     drivers::console::Stream,
@@ -384,4 +384,3 @@ pub fn install(config: &ProcessConfig, files: &FdTable, process: &Process) -> Re
     }
     Ok(())
 }
-
