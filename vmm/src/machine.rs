@@ -105,7 +105,8 @@ struct Shared {
     serial: Mutex<Serial<NoTrigger, NoEvents, LineLog>>,
     entry: Entry,
     cpus: Vec<Cpu>,
-    symbols: Symbols,
+    /// Virtual address and size of the loaded image.
+    image_at: (u64, u64),
     outcome: Mutex<Option<Outcome>>,
     ended: EventFd,
     stopping: AtomicBool,
@@ -176,7 +177,7 @@ impl Machine {
             io,
             serial: Mutex::new(Serial::new(NoTrigger, LineLog { log: log.clone(), line: Vec::new() })),
             cpus: (0..cpus).map(|_| Cpu::default()).collect(),
-            symbols: Symbols::new(image::SENTRY, platform.direct_base + image.base, image.size),
+            image_at: (platform.direct_base + image.base, image.size),
             calls: HostCalls {
                 memory,
                 vm,
@@ -370,7 +371,7 @@ impl Shared {
                 Exit::Failed(why) => {
                     let place = vcpu.describe();
                     let text = format!("vCPU {index}: {why}\n{place}\n{}", self.flight_recorder());
-                    self.end(Outcome::Failed(self.symbols.annotate(&text)));
+                    self.end(Outcome::Failed(self.annotate(&text)));
                     return Ok(());
                 }
             }
@@ -390,7 +391,7 @@ impl Shared {
             }
             Ok(Answer::Panic(report)) => {
                 let text = format!("{report}\n{}", self.flight_recorder());
-                self.end(Outcome::Panicked(self.symbols.annotate(&text)));
+                self.end(Outcome::Panicked(self.annotate(&text)));
                 Ok(())
             }
             Err(errno) => Err(errno),
@@ -416,6 +417,10 @@ impl Shared {
         if let Err(error) = self.ended.write(1) {
             log::error!("waking the main thread: {error}");
         }
+    }
+
+    fn annotate(&self, text: &str) -> String {
+        Symbols::new(image::SENTRY, self.image_at.0, self.image_at.1).annotate(text)
     }
 
     fn flight_recorder(&self) -> String {
