@@ -5,6 +5,7 @@
 //! host mappings are a TLB over the page tables that the sentry keeps in guest memory: a fault walks them and maps what they
 //! say, a flush unmaps it.
 
+mod decode;
 mod events;
 mod files;
 mod fills;

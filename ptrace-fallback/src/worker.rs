@@ -6,12 +6,13 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use anyhow::{Context, Result};
 use sentry_abi::{
-    context::{TrapKind, UserContext, state, vector},
+    context::{Registers, TrapKind, UserContext, state, vector},
     counters::Counter,
     layout::{PAGE_SIZE, USER_BASE, USER_TOP},
 };
 
 use crate::{
+    decode,
     fills::Fill,
     host::{
         fork::USER_FD,
@@ -132,11 +133,18 @@ impl Worker {
             if self.placement.enter(&cpu.watched, tid, &mut stub.thread.cpu) {
                 shared.events.watch();
             }
+            while !stub.space.begin() {
+                let space = stub.space.clone();
+                flush_revoked(shared, &space, &mut stub.thread, &mut self.page)?;
+                stub.thread.reload(ctx.regs.rax)?;
+            }
             if !cpu.enter_user(pid, tid) {
+                stub.space.end();
                 return Ok(cpu.has_pending().then_some(TrapKind::Interrupt));
             }
             let stop = stub.thread.run();
             cpu.leave_user();
+            stub.space.end();
             self.placement.leave(&cpu.watched);
             shared.count(Counter::StubStops, 1);
             let signal = match stop? {
@@ -182,7 +190,7 @@ impl Worker {
                     } else {
                         last_fill = (address, ctx.regs.rip, 1);
                     }
-                    let fault = Fault { address, protection, fetch: trap::is_fetch(address, ctx.regs.rip) };
+                    let fault = Fault { address, protection, regs: &ctx.regs };
                     let outcome = fill(shared, stub, &mut self.template, &mut self.page, &fault)?;
                     match outcome {
                         Filled::Done if last_fill.2 < MAX_REPEATS => {}
@@ -374,20 +382,17 @@ impl Worker {
         if space.is_dead() {
             return Ok(());
         }
-        if space.lock().fills.is_empty() {
-            return Ok(());
+        {
+            let mut inner = space.lock();
+            let Some((low, high)) = inner.fills.remove(start, len) else { return Ok(()) };
+            self.shared.count(Counter::StubFlushes, 1);
+            if !space.revoke(&mut inner, low, high) {
+                return Ok(());
+            }
         }
         self.select(root)?;
         let stub = self.current.as_mut().context("no stub")?;
-        let mut inner = space.lock();
-        let Some((low, high)) = inner.fills.remove(start, len) else { return Ok(()) };
-        self.shared.count(Counter::StubFlushes, 1);
-        self.shared.count(Counter::StubRemoteCalls, 1);
-        let call = Call::new(libc::SYS_munmap, [low, high - low]);
-        match stub.thread.remote(&mut self.page, &[call]) {
-            Err(StubError::Call { .. }) => Ok(unmap_all(&mut stub.thread, &mut self.page, &mut inner)?),
-            other => Ok(other?),
-        }
+        flush_revoked(&self.shared, &space, &mut stub.thread, &mut self.page)
     }
 
     pub fn describe(&self) -> String {
@@ -420,10 +425,10 @@ impl Drop for Worker {
     }
 }
 
-struct Fault {
+struct Fault<'a> {
     address: u64,
     protection: bool,
-    fetch: bool,
+    regs: &'a Registers,
 }
 
 enum Filled {
@@ -501,14 +506,15 @@ fn fill(
     stub: &mut Stub,
     template: &mut StubThread,
     page: &mut CommandPage,
-    fault: &Fault,
+    fault: &Fault<'_>,
 ) -> Result<Filled> {
-    // A missing mapping does not show what the access was; a read that turns out to be a write comes back as a protection
-    // fault.
-    let guess = match fault {
-        Fault { fetch: true, .. } => Access::Fetch,
-        Fault { protection: true, .. } => Access::Write,
-        _ => Access::Read,
+    // A missing mapping does not show what the access was; a guess that is wrong comes back as a protection fault.
+    let guess = if trap::is_fetch(fault.address, fault.regs.rip) {
+        Access::Fetch
+    } else if fault.protection || is_store(stub.thread.tid, fault) {
+        Access::Write
+    } else {
+        Access::Read
     };
     if fault.address >= USER_TOP {
         return Ok(Filled::Fault(trap::error_code(fault.protection, guess)));
@@ -531,7 +537,19 @@ fn fill(
         return Ok(Filled::Fault(trap::error_code(true, access)));
     }
     let runs = plan::runs(&leaf, fault.address, access == Access::Write, &inner.fills);
-    map(shared, &mut stub.thread, template, page, &mut inner, &runs)
+    map(shared, &space, &mut stub.thread, template, page, &mut inner, &runs)
+}
+
+/// Whether the instruction that faulted is known to write there.
+fn is_store(tid: i32, fault: &Fault<'_>) -> bool {
+    let (mut code, mut len) = ([0; 16], 0);
+    // An instruction may end at the end of what is mapped.
+    for word in code.chunks_exact_mut(8) {
+        let Ok(value) = ptrace::peek(tid, fault.regs.rip.wrapping_add(len as u64)) else { break };
+        word.copy_from_slice(&value.to_le_bytes());
+        len += 8;
+    }
+    decode::writes(&code[..len], fault.address, fault.regs.rdi, fault.regs.rsp)
 }
 
 /// After the sentry has answered a fault: what is there now is mapped before the task faults again.
@@ -550,13 +568,15 @@ fn prefill(
     let Some(leaf) = pagetable::leaf(&shared.kernel, space.root, address) else { return Ok(()) };
     let runs = plan::runs(&leaf, address, false, &inner.fills);
     if !runs.is_empty() {
-        map(shared, &mut stub.thread, template, page, &mut inner, &runs)?;
+        map(shared, &space, &mut stub.thread, template, page, &mut inner, &runs)?;
     }
     Ok(())
 }
 
+#[allow(clippy::too_many_arguments)]
 fn map(
     shared: &Shared,
+    space: &Space,
     thread: &mut StubThread,
     template: &mut StubThread,
     page: &mut CommandPage,
@@ -566,35 +586,78 @@ fn map(
     if inner.fills.count() + runs.len() > MAX_MAPPINGS {
         unmap_all(thread, page, inner)?;
     }
+    // What a run covers needs no unmapping first.
+    let covered = |&(low, high): &(u64, u64)| runs.iter().any(|run| run.start <= low && high <= run.end());
+    let mut revoked = space.take_revoked(inner);
+    let noted = revoked.len();
     let mut calls = Vec::with_capacity(runs.len());
     let mut parts = Vec::with_capacity(runs.len());
+    let mut file_missing = false;
     for (index, run) in runs.iter().enumerate() {
-        if !resolve(shared, template, page, run, &mut calls, &mut parts)? && index == 0 {
-            return Ok(Filled::NoFile);
-        }
+        file_missing |= !resolve(shared, template, page, run, &mut calls, &mut parts)? && index == 0;
+    }
+    if parts.len() == runs.len() {
+        revoked.retain(|range| !covered(range));
+    }
+    let unmaps = revoked.len();
+    calls.splice(0..0, revoked.into_iter().map(unmap_call));
+    if calls.is_empty() {
+        space.flushed(inner);
+        return Ok(Filled::NoFile);
     }
     shared.count(Counter::StubRemoteCalls, 1);
-    let done = match thread.remote(page, &calls) {
-        Ok(()) => calls.len(),
-        // What did not fit or is not allowed is not filled; the first is what the task waits for.
-        Err(StubError::Call { index: 0, error }) if error.raw_os_error() == Some(libc::ENOMEM) => {
+    let mut done = match thread.remote(page, &calls) {
+        Ok(()) => parts.len(),
+        // The host refuses to split a mapping, or has no room for one more.
+        Err(StubError::Call { index, error })
+            if index < unmaps || (index == unmaps && error.raw_os_error() == Some(libc::ENOMEM)) =>
+        {
             unmap_all(thread, page, inner)?;
-            thread.remote(page, &calls[..1])?;
-            1
+            if !parts.is_empty() {
+                thread.remote(page, &calls[unmaps..unmaps + 1])?;
+            }
+            parts.len().min(1)
         }
-        Err(StubError::Call { index: 0, error }) => {
+        Err(StubError::Call { index, error }) if index == unmaps => {
             log::warn!("mapping {:x?} into a stub: {error}", parts[0]);
-            return Ok(Filled::NoFile);
+            file_missing = true;
+            0
         }
-        Err(StubError::Call { index, .. }) => index,
+        // What did not fit or is not allowed is not filled; the first is what the task waits for.
+        Err(StubError::Call { index, .. }) => index - unmaps,
         Err(error) => return Err(error.into()),
     };
+    if done < parts.len() && unmaps < noted {
+        // A range that its run was to cover may still be mapped.
+        unmap_all(thread, page, inner)?;
+        done = 0;
+    }
+    space.flushed(inner);
     for part in &parts[..done] {
         shared.count(Counter::StubFills, 1);
         shared.count(Counter::StubFillPages, part.len / PAGE_SIZE);
         inner.fills.insert(*part);
     }
-    Ok(Filled::Done)
+    Ok(if file_missing { Filled::NoFile } else { Filled::Done })
+}
+
+/// Unmaps what flushes have revoked.
+fn flush_revoked(shared: &Shared, space: &Space, thread: &mut StubThread, page: &mut CommandPage) -> Result<()> {
+    let mut inner = space.lock();
+    let calls: Vec<Call> = space.take_revoked(&mut inner).into_iter().map(unmap_call).collect();
+    if !calls.is_empty() {
+        shared.count(Counter::StubRemoteCalls, 1);
+        match thread.remote(page, &calls) {
+            Err(StubError::Call { .. }) => unmap_all(thread, page, &mut inner)?,
+            other => other?,
+        }
+    }
+    space.flushed(&inner);
+    Ok(())
+}
+
+fn unmap_call((low, high): (u64, u64)) -> Call {
+    Call::new(libc::SYS_munmap, [low, high - low])
 }
 
 /// The calls that map a run; false where no file is behind its start.

@@ -9,6 +9,7 @@ use sentry_abi::context::Registers;
 
 type Result<T> = io::Result<T>;
 
+const PTRACE_PEEKDATA: u32 = 2;
 const PTRACE_POKEUSER: u32 = 6;
 const PTRACE_CONT: u32 = 7;
 const PTRACE_GETREGS: u32 = 12;
@@ -136,6 +137,13 @@ pub fn set_registers(tid: i32, registers: &Registers) -> Result<()> {
 /// Sets rax alone.
 pub fn set_rax(tid: i32, value: u64) -> Result<()> {
     request(PTRACE_POKEUSER, tid, mem::offset_of!(Registers, rax), value as usize).map(drop)
+}
+
+/// Eight bytes of the tracee's memory.
+pub fn peek(tid: i32, address: u64) -> Result<u64> {
+    let mut word = 0u64;
+    request(PTRACE_PEEKDATA, tid, address as usize, &raw mut word as usize)?;
+    Ok(word)
 }
 
 /// The message of an event stop; for a clone event the new thread's id, in this process's pid namespace.
