@@ -314,6 +314,7 @@ mod tests {
         let events = test_driver::Driver::new(&device_fd, REQUEST_QUEUE_SIZE, 1);
         let (kicks, call) = Transport::events(2).unwrap();
         let clones = [kicks[0].try_clone().unwrap(), kicks[1].try_clone().unwrap()];
+        let streams = streams.into_iter().map(|fd| Stream::new(fd).unwrap()).collect();
         let config = ConsoleConfig { streams, device_fd, kicks: clones, call: call.try_clone().unwrap() };
         let mut backend = spawn(config).unwrap();
         backend.activate(&[requests.setup, events.setup], feature::EVENT_IDX).unwrap();

@@ -386,3 +386,67 @@ fn attributes_are_the_hosts() {
     assert_eq!(c.request(Opcode::SetXattr, entry.nodeid, &[arg(&set), b"trusted.k\0vv"]), Err(libc::EOPNOTSUPP));
     assert!(Path::new(&c.dir).exists());
 }
+
+mod hostile {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn opcode() -> impl Strategy<Value = u32> {
+        prop_oneof![
+            8 => prop::sample::select(vec![
+                1u32, 3, 4, 5, 6, 8, 9, 10, 11, 13, 14, 15, 16, 17, 18, 20, 21, 22, 23, 24, 26, 28, 35, 43, 44, 45, 46,
+                0x5200, 0x5201,
+            ]),
+            1 => any::<u32>(),
+        ]
+    }
+
+    /// Arguments that are almost right, and names that try to get out.
+    fn body() -> impl Strategy<Value = Vec<u8>> {
+        let number = prop_oneof![0u64..6, any::<u64>()];
+        let name = prop::sample::select(vec![
+            "f", "d", "l", "..", ".", "../x", "/etc", "", "d/f", "user.a", "new", "l/passwd",
+        ]);
+        let part = prop_oneof![
+            number.prop_map(|n| n.to_le_bytes().to_vec()),
+            name.prop_map(|name| [name.as_bytes(), b"\0"].concat()),
+            prop::collection::vec(any::<u8>(), 0..40),
+        ];
+        prop::collection::vec(part, 0..8).prop_map(|parts| parts.concat())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+        /// Whatever is asked, every request is answered and nothing outside the root changes.
+        #[test]
+        fn requests_are_answered(requests in prop::collection::vec((opcode(), 0u64..8, body(), 0usize..4096), 1..60)) {
+            let mut c = Client::new("hostile/inside");
+            let outside = c.dir.parent().unwrap().to_owned();
+            fs::write(path(&c, "f"), "content").unwrap();
+            fs::create_dir(path(&c, "d")).unwrap();
+            symlink("/etc", path(&c, "l")).unwrap();
+            fs::write(outside.join("sentinel"), "untouched").unwrap();
+            for (opcode, node, body, room) in requests {
+                let header = fuse::InHeader {
+                    opcode,
+                    nodeid: node,
+                    unique: 5,
+                    uid: rustix::process::getuid().as_raw(),
+                    gid: rustix::process::getgid().as_raw(),
+                    ..Default::default()
+                };
+                let request = [header.as_bytes(), &body].concat();
+                let room = room.max(size_of::<fuse::OutHeader>());
+                let answer = c.driver.call(&c.kick, &c.call, &request, room);
+                let (head, _) = fuse::OutHeader::read_from_prefix(&answer).unwrap();
+                prop_assert_eq!((head.unique, head.len as usize), (5, answer.len()));
+                prop_assert!((-4095..=0).contains(&head.error));
+            }
+            let names: Vec<_> = fs::read_dir(&outside).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+            prop_assert_eq!(names.len(), 2);
+            prop_assert_eq!(fs::read(outside.join("sentinel")).unwrap(), b"untouched");
+        }
+    }
+}
