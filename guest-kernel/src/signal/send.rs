@@ -49,7 +49,7 @@ fn send(process: &Arc<Process>, only: Option<&Arc<Task>>, info: SigInfo, origin:
         if state.zombie.is_some() || state.threads.is_empty() {
             return Ok(());
         }
-        report_continue |= stop_and_continue(process, &mut state, signal);
+        report_continue |= stop_and_continue(&mut state, signal);
         let Some(target) = only.or(state.threads.first()).cloned() else { return Ok(()) };
         if is_ignored(process, &target, signal, origin) {
             Ok(())
@@ -71,12 +71,13 @@ fn send(process: &Arc<Process>, only: Option<&Arc<Task>>, info: SigInfo, origin:
         process.continued.wake_all();
         crate::task::exit::notify_continued(process);
     }
+    process.signalled.wake_all();
     result
 }
 
 /// Job control happens when the signal is sent: a stop signal cancels SIGCONT and the reverse, and SIGCONT (or SIGKILL) lets
 /// the process go on even if it is blocked or ignored. Returns whether the process was stopped.
-fn stop_and_continue(process: &Process, state: &mut State, signal: u32) -> bool {
+fn stop_and_continue(state: &mut State, signal: u32) -> bool {
     let forget = if SigSet::STOPS.contains(signal) {
         SigSet::of(&[SIGCONT])
     } else if signal == SIGCONT {
@@ -88,13 +89,15 @@ fn stop_and_continue(process: &Process, state: &mut State, signal: u32) -> bool 
     for thread in &state.threads {
         thread.pending.lock().remove(forget);
     }
-    if signal != SIGCONT || state.stop.is_none() {
+    if signal != SIGCONT {
         return false;
     }
-    let _ = process;
-    state.stop = None;
+    state.continues += 1;
+    if state.stop.take().is_none() {
+        return false;
+    }
     state.report_stop = None;
-    state.report_continue = true;
+    state.report_continue = core::mem::take(&mut state.stop_reported);
     true
 }
 

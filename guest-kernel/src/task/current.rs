@@ -5,13 +5,15 @@ use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use sentry_abi::context::{Registers, TrapKind, UserContext, state};
 
-use super::Task;
+use super::{Task, times::Mode};
 use crate::{
     arch::{self, xstate::XsaveArea},
     counters::{Counter, count},
     errno::{ENOMEM, Restart, Result},
     mm::AddressSpace,
-    sched, syscall,
+    sched,
+    signal::{SigSet, altstack::AltStack, frame::LastTrap},
+    syscall,
 };
 
 /// Names user contexts to the CPU: thread ids come again, these do not.
@@ -26,9 +28,18 @@ pub struct Current {
     xsave: XsaveArea,
     /// The last system call asked to be restarted; signal delivery decides.
     pub restart: Option<Restart>,
+    /// What restart_syscall(2) goes on with after a [`Restart::Block`].
+    pub restart_with: Option<Box<RestartWith>>,
     /// The thread has called _exit: its wait status.
     pub exit_status: Option<u32>,
+    pub altstack: AltStack,
+    /// The signal mask to come back after a call that waited with another one.
+    pub saved_mask: Option<SigSet>,
+    pub last_trap: LastTrap,
 }
+
+/// The rest of an interrupted call.
+pub type RestartWith = dyn FnOnce(&mut Current) -> Result<u64> + Send;
 
 impl Current {
     pub fn new(task: Arc<Task>, mm: Arc<AddressSpace>, registers: Registers, xsave: XsaveArea) -> Box<Self> {
@@ -36,7 +47,18 @@ impl Current {
         context.regs = registers;
         context.task = NEXT_CONTEXT.fetch_add(1, Relaxed);
         context.xsave = xsave.address();
-        Box::new(Current { task, mm, context, xsave, restart: None, exit_status: None })
+        Box::new(Current {
+            task,
+            mm,
+            context,
+            xsave,
+            restart: None,
+            restart_with: None,
+            exit_status: None,
+            altstack: AltStack::default(),
+            saved_mask: None,
+            last_trap: LastTrap::default(),
+        })
     }
 
     /// System call arguments, in order; good after a system call trap without loading all registers.
@@ -107,7 +129,9 @@ impl Current {
                 continue;
             }
             mm.synchronize();
+            task.meter.switch(Mode::User);
             let trap = arch::enter_user(&mut self.context, mm.root());
+            task.meter.switch(Mode::System);
             sched::leave_user();
             self.trap(trap);
         }
@@ -122,7 +146,7 @@ impl Current {
             }
             TrapKind::Exception => {
                 count(Counter::Exceptions);
-                super::exception(self);
+                crate::signal::fault::exception(self);
             }
             TrapKind::Interrupt => {
                 count(Counter::Interrupts);
@@ -156,12 +180,15 @@ pub struct NewTask {
     pub resources: super::Resources,
     pub registers: Registers,
     pub xsave: XsaveArea,
+    pub altstack: AltStack,
 }
 
 /// A task that starts with these registers; it runs once [`sched::start`] gets it.
 pub fn prepare(new: NewTask) -> Result<Arc<Task>> {
     let stack = sched::new_stack(entry, 0).ok_or(ENOMEM)?;
     let task = Arc::new(Task::new(new.tid, new.process, sched::Entity::new(stack), new.mm.clone(), new.resources));
-    *task.start.lock() = Some(Current::new(task.clone(), new.mm, new.registers, new.xsave));
+    let mut current = Current::new(task.clone(), new.mm, new.registers, new.xsave);
+    current.altstack = new.altstack;
+    *task.start.lock() = Some(current);
     Ok(task)
 }

@@ -327,6 +327,8 @@ pub fn commit(cur: &mut Current, image: Image) -> Result<()> {
     *cur.registers_mut() = image.registers;
     cur.xstate_mut().reset();
     cur.restart = None;
+    cur.altstack = Default::default();
+    cur.last_trap = Default::default();
     Ok(())
 }
 

@@ -89,6 +89,7 @@ pub fn finish(mut cur: Box<Current>) {
             let mut state = process.state.lock();
             state.threads.retain(|t| !Arc::ptr_eq(t, &task));
             state.exit_status = own_status;
+            after.stopped = crate::signal::deliver::stop_complete(&mut state);
             state.threads.is_empty()
         };
         if last {
@@ -100,6 +101,9 @@ pub fn finish(mut cur: Box<Current>) {
         }
     }
     process.thread_gone.wake_all();
+    if let Some(signal) = after.stopped {
+        notify_stopped(&process, signal);
+    }
     if let Some(terminal) = after.terminal {
         terminal.disassociate();
     }
@@ -114,6 +118,8 @@ struct After {
     terminal: Option<Arc<dyn super::Terminal>>,
     /// Init has ended with this status.
     sandbox: Option<u32>,
+    /// The threads that are left have all come to a stop.
+    stopped: Option<u32>,
 }
 
 /// The last thread of a process is gone.

@@ -77,6 +77,7 @@ fn create(config: &ProcessConfig, mut resources: Resources, open: Open<'_>) -> R
         resources,
         registers: image.registers,
         xsave: XsaveArea::new()?,
+        altstack: Default::default(),
     };
     let task = current::prepare(new)?;
     task.set_name(&image.name);

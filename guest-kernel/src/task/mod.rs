@@ -2,6 +2,7 @@
 //!
 //! A [`Task`] is a thread; a [`Process`] is what threads share. What only the task itself touches lives in [`Current`].
 
+pub mod clone;
 pub mod creds;
 pub mod current;
 pub mod elf;
@@ -15,6 +16,7 @@ pub mod stack;
 pub mod syscalls;
 pub mod table;
 pub mod times;
+pub mod wait;
 
 use alloc::{boxed::Box, string::String, sync::Arc};
 use core::sync::atomic::{
@@ -34,7 +36,7 @@ use crate::{
     fs::{FdTable, FsContext},
     mm::AddressSpace,
     sched::{self, Entity, timer::Expire},
-    signal::{queue::Queue, set::SigSet},
+    signal::{SigSet, deliver, queue::Queue},
     sync::{SpinLock, WaitQueue, Wake},
 };
 
@@ -210,6 +212,12 @@ impl Task {
         state.group_exit.is_some() || state.exec.is_some_and(|keep| keep != self.tid())
     }
 
+    /// Gives up a task that never ran: it and what it starts with refer to each other.
+    fn abandon(&self) {
+        let start = self.start.lock().take();
+        drop(start);
+    }
+
     pub fn is_leader(&self) -> bool {
         self.tid() == self.process.pid
     }
@@ -247,16 +255,12 @@ impl Expire for Task {
 }
 
 /// What must happen before user code runs: signals, stops, exit. True when the task ends.
+#[inline]
 fn before_user(cur: &mut Current) -> bool {
     if !cur.task.sched.interrupted() && cur.restart.is_none() && cur.exit_status.is_none() {
         return false;
     }
-    if cur.exit_status.is_some() || cur.task.must_die() {
-        return true;
-    }
-    cur.task.sched.set_interrupted(false);
-    cur.restart = None;
-    false
+    cur.exit_status.is_some() || deliver::handle(cur)
 }
 
 /// Whether there is something for [`before_user`] to do.
@@ -264,17 +268,8 @@ fn must_handle(cur: &mut Current) -> bool {
     cur.task.sched.interrupted()
 }
 
-/// An exception of user code: a page fault is resolved, everything else becomes a signal.
-fn exception(cur: &mut Current) {
-    let (vector, error, address) = cur.exception();
-    if vector == sentry_abi::context::vector::PF && cur.mm.fault(address, error).is_ok() {
-        return;
-    }
-    crate::warn!("exception {vector} error {error:#x} address {address:#x} at {:#x}", cur.registers().rip);
-    die(cur)
-}
-
-/// The task cannot go on.
+/// The task cannot go on: its memory cannot be shown to it any more.
 fn die(cur: &mut Current) {
-    exit::end_process(&cur.task.process, crate::signal::set::SIGSEGV);
+    crate::warn!("[{}] {} cannot go on: no room for its memory", cur.task.tid(), cur.task.name());
+    exit::end_process(&cur.task.process, crate::signal::set::SIGKILL);
 }

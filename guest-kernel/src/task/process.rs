@@ -36,6 +36,8 @@ pub struct Process {
     pub continued: WaitQueue,
     /// exec waits here for the other threads' end.
     pub thread_gone: WaitQueue,
+    /// signalfds of this process become readable here.
+    pub signalled: Arc<WaitQueue>,
     /// pidfds of this process become readable here.
     pub ended: Arc<WaitQueue>,
     /// CLOCK_MONOTONIC at fork, ns.
@@ -72,6 +74,10 @@ pub struct State {
     pub stop: Option<u32>,
     /// Threads that have come to the stop.
     pub stopped_threads: usize,
+    /// All have, and the parent knows.
+    pub stop_reported: bool,
+    /// How often SIGCONT was sent: a stop that was decided before one does not happen.
+    pub continues: u64,
     /// What wait(2) has not been told yet.
     pub report_stop: Option<u32>,
     pub report_continue: bool,
@@ -97,6 +103,7 @@ impl Process {
             child_event: WaitQueue::new(),
             continued: WaitQueue::new(),
             thread_gone: WaitQueue::new(),
+            signalled: Arc::new(WaitQueue::new()),
             ended: Arc::new(WaitQueue::new()),
             started: time::monotonic(),
             dead_threads: SpinLock::new(Usage::default()),

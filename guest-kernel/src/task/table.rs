@@ -20,6 +20,8 @@ pub struct Table {
     processes: BTreeMap<Pid, Node>,
     /// Numbers that name process groups and sessions, with their members.
     groups: BTreeMap<Pid, usize>,
+    /// Numbers given out to tasks that are not in the table yet.
+    reserved: Vec<Pid>,
     last: Pid,
     limit: usize,
 }
@@ -33,6 +35,7 @@ static TABLE: SpinLock<Table> = SpinLock::new(Table {
     tasks: BTreeMap::new(),
     processes: BTreeMap::new(),
     groups: BTreeMap::new(),
+    reserved: Vec::new(),
     last: 0,
     limit: PID_MAX as usize,
 });
@@ -62,23 +65,33 @@ pub fn processes() -> Vec<Arc<Process>> {
 }
 
 impl Table {
-    /// A number nobody uses.
+    /// A number nobody uses, for a task that is added later ([`Table::release`] when it is not).
     pub fn allocate(&mut self) -> Result<Pid> {
-        if self.tasks.len() >= self.limit {
+        if self.tasks.len() + self.reserved.len() >= self.limit {
             return Err(EAGAIN);
         }
         for _ in 0..PID_MAX {
             let next = self.last + 1;
             self.last = if next >= PID_MAX { FIRST_REUSED } else { next };
             let pid = self.last;
-            if !self.tasks.contains_key(&pid) && !self.processes.contains_key(&pid) && !self.groups.contains_key(&pid) {
+            let used = self.tasks.contains_key(&pid)
+                || self.processes.contains_key(&pid)
+                || self.groups.contains_key(&pid)
+                || self.reserved.contains(&pid);
+            if !used {
+                self.reserved.push(pid);
                 return Ok(pid);
             }
         }
         Err(EAGAIN)
     }
 
+    pub fn release(&mut self, pid: Pid) {
+        self.reserved.retain(|&p| p != pid);
+    }
+
     pub fn add_task(&mut self, task: &Arc<Task>) {
+        self.release(task.tid());
         self.tasks.insert(task.tid(), task.clone());
     }
 

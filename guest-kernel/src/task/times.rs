@@ -68,6 +68,11 @@ impl Meter {
         self.mode.store(mode as u8, Relaxed);
     }
 
+    #[inline]
+    pub fn count_fault(&self) {
+        self.faults.fetch_add(1, Relaxed);
+    }
+
     /// User and system time so far, ns.
     pub fn read(&self) -> (u64, u64) {
         let (mut user, mut system) = (self.user.load(Relaxed), self.system.load(Relaxed));

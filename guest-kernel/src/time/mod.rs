@@ -3,6 +3,10 @@
 //! The boot parameters give one sample and the frequency. Later samples correct the frequency's error: taken when a clock is
 //! read and the last is older than [`RESAMPLE`], by whoever reads, so an idle sandbox takes none.
 
+mod timespec;
+
+pub use timespec::{Itimerspec, Itimerval, NSEC_PER_SEC, Timespec, Timeval};
+
 use core::sync::atomic::{
     AtomicBool, AtomicU64,
     Ordering::{Acquire, Relaxed, Release},
