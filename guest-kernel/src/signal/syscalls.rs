@@ -239,7 +239,12 @@ fn kill(cur: &mut Current, pid: i32, sig: u32) -> Result<()> {
     result
 }
 
-fn kill_process(cur: &Current, process: &alloc::sync::Arc<crate::task::Process>, sig: u32, info: SigInfo) -> Result<()> {
+fn kill_process(
+    cur: &Current,
+    process: &alloc::sync::Arc<crate::task::Process>,
+    sig: u32,
+    info: SigInfo,
+) -> Result<()> {
     // A zombie can be signalled without effect.
     let Some(thread) = process.main_thread() else { return Ok(()) };
     may_signal(cur, &thread, sig)?;

@@ -66,7 +66,8 @@ macro_rules! syscalls {
     };
 }
 
-const GROUPS: &[&[Syscall]] = &[crate::mm::syscalls::CALLS, crate::signal::syscalls::CALLS, crate::task::syscalls::CALLS];
+const GROUPS: &[&[Syscall]] =
+    &[crate::mm::syscalls::CALLS, crate::signal::syscalls::CALLS, crate::task::syscalls::CALLS];
 
 /// One past the highest number of Linux 6.1.
 pub const LIMIT: usize = 451;

@@ -99,8 +99,7 @@ fn clone_call(
 
 fn fork_with(cur: &mut Current, flags: CloneFlags) -> Result<Pid> {
     let null = UserPtr::new(UserAddr::NULL);
-    let request =
-        CloneRequest { flags, exit_signal: SIGCHLD, stack: 0, tls: 0, parent_tid: null, child_tid: null };
+    let request = CloneRequest { flags, exit_signal: SIGCHLD, stack: 0, tls: 0, parent_tid: null, child_tid: null };
     clone::clone(cur, &request)
 }
 

@@ -108,13 +108,7 @@ fn look(child: &Process, options: WaitOptions) -> Option<Report> {
         }
         let mut usage = child.usage();
         usage.add(&child.dead_children.lock());
-        return Some(Report {
-            pid: child.pid,
-            uid: child.uid(),
-            status,
-            info: exit::child_info(child, status),
-            usage,
-        });
+        return Some(Report { pid: child.pid, uid: child.uid(), status, info: exit::child_info(child, status), usage });
     }
     let (status, how, value) = if options.contains(WaitOptions::STOPPED)
         && let Some(signal) = state.report_stop
