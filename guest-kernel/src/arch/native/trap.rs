@@ -1,6 +1,12 @@
 //! Traps that come in while the kernel runs, and interrupts.
 
-use sentry_abi::{context::vector, irq, irq::VECTOR_BASE};
+use core::fmt;
+
+use sentry_abi::{
+    context::vector,
+    irq::{self, VECTOR_BASE},
+    layout::{KERNEL_SIZE, KVM_DIRECT_BASE},
+};
 
 use super::{
     super::copy,
@@ -98,5 +104,30 @@ fn fault(number: u32, frame: &Frame) -> ! {
         MACHINE_CHECK => "machine check",
         _ => "exception",
     };
-    panic!("{name} (vector {number}, address {:#x}, cr3 {:#x}) in the kernel: {frame:#x?}", read_cr2(), read_cr3());
+    let (address, root, callers) = (read_cr2(), read_cr3(), Callers(frame.rbp));
+    panic!("{name} (vector {number}, address {address:#x}, cr3 {root:#x}) in the kernel: {frame:#x?}\n{callers}");
+}
+
+/// Return addresses of the code that a trap interrupted, from its frame pointer.
+struct Callers(u64);
+
+impl fmt::Display for Callers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const KERNEL: core::ops::Range<u64> = KVM_DIRECT_BASE..KVM_DIRECT_BASE + KERNEL_SIZE - 16;
+        let mut frame = self.0;
+        for _ in 0..32 {
+            if !KERNEL.contains(&frame) || !frame.is_multiple_of(8) {
+                break;
+            }
+            // SAFETY: two words of kernel memory, all of which is mapped.
+            let [next, address] = unsafe { (frame as *const [u64; 2]).read_volatile() };
+            writeln!(f, "  from {address:#x}")?;
+            // Frames ascend within one stack.
+            if next <= frame {
+                break;
+            }
+            frame = next;
+        }
+        Ok(())
+    }
 }
