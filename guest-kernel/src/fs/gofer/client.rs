@@ -41,6 +41,7 @@ pub struct Client {
 struct Pending {
     forgets: Vec<fuse::ForgetOne>,
     releases: Vec<u64>,
+    changes: Vec<(u64, fuse::SetAttrIn)>,
     /// One of the files was open for writing: it is not kept open longer than need be.
     urgent: bool,
 }
@@ -172,8 +173,13 @@ impl Client {
         pending.urgent |= writable;
     }
 
+    /// Changes attributes of a node with the next request: may be called anywhere.
+    pub fn change_later(&self, nodeid: u64, change: fuse::SetAttrIn) {
+        self.pending.lock().changes.push((nodeid, change));
+    }
+
     fn flush_pending(&self) {
-        let (forgets, releases) = {
+        let (forgets, releases, changes) = {
             let mut pending = self.pending.lock();
             let due = |len: usize, batch: usize| len >= batch;
             let forgets = due(pending.forgets.len(), FORGET_BATCH);
@@ -181,8 +187,12 @@ impl Client {
             let forgets = if forgets { core::mem::take(&mut pending.forgets) } else { Vec::new() };
             let releases = if releases { core::mem::take(&mut pending.releases) } else { Vec::new() };
             pending.urgent &= releases.is_empty();
-            (forgets, releases)
+            (forgets, releases, core::mem::take(&mut pending.changes))
         };
+        for (node, change) in changes {
+            // Nobody is there to be told of a failure.
+            drop(self.send(Opcode::SetAttr, node, Owner::default(), &[change.as_bytes()], HALF, Data::None));
+        }
         // What fails here stays known to the gofer, which bounds its nodes and files.
         for batch in forgets.chunks(4 * FORGET_BATCH) {
             self.tell(Opcode::BatchForget, batch.len(), batch.as_bytes());

@@ -29,6 +29,8 @@ use crate::{
 
 /// Files up to this size are read by request at first.
 const SMALL: u64 = 64 << 10;
+/// After so many writes over what is there a file is mapped for writing.
+const OVERWRITES: u32 = 4;
 /// Most bytes of one read or write request.
 const CHUNK: usize = 256 << 10;
 
@@ -235,7 +237,32 @@ impl Node {
         Ok((done, end))
     }
 
+    /// Writes over what is there through the window, for files that this is done to again and again. None: by request.
+    fn write_in_place(&self, src: &mut IoSrc<'_>, at: u64) -> Option<(usize, u64)> {
+        let size = self.size();
+        if !self.fs.exclusive || at >= size {
+            return None;
+        }
+        let index = at / PAGE_SIZE;
+        let segment = match self.segments.find(index, true) {
+            Some(segment) => segment,
+            None if self.overwrites.fetch_add(1, Relaxed) < OVERWRITES => return None,
+            None => self.segment(index, true).ok()?,
+        };
+        let (gpa, pages) = segment.gpa(index)?;
+        let within = at % PAGE_SIZE;
+        let len = (src.remaining() as u64).min(size - at).min(pages * PAGE_SIZE - within) as usize;
+        // A host that has no room for a hole's page fails the copy; the request that follows says why.
+        let n = src.get_physical(gpa + within, len).ok()?;
+        self.written_in_place.store(true, SeqCst);
+        self.written(at + n as u64);
+        Some((n, at + n as u64))
+    }
+
     fn write_piece(&self, src: &mut IoSrc<'_>, at: u64, append: bool) -> Result<(usize, u64)> {
+        if !append && let Some(done) = self.write_in_place(src, at) {
+            return Ok(done);
+        }
         let handle = self.handle(true, false)?;
         let len = src.remaining().min(CHUNK);
         let data = DmaBuffer::new(len)?;
@@ -294,6 +321,9 @@ impl Node {
 
     pub(super) fn closed(&self) {
         if self.opens.fetch_sub(1, SeqCst) == 1 {
+            if let Some(change) = self.time_of_writes() {
+                self.fs.client.change_later(self.id, change);
+            }
             self.close_handle();
         }
     }
@@ -306,7 +336,11 @@ impl Pager for Node {
             _ => FaultError::PastEnd,
         };
         let wanted = index.saturating_add(1).saturating_mul(PAGE_SIZE);
-        let pages = self.size_for(wanted).map_err(failed)?.div_ceil(PAGE_SIZE);
+        let mut size = self.size();
+        if !self.fs.exclusive && wanted > size {
+            size = self.ask().map_err(failed)?.size;
+        }
+        let pages = size.div_ceil(PAGE_SIZE);
         if index >= pages {
             return Err(FaultError::PastEnd);
         }
@@ -324,7 +358,6 @@ impl Pager for Node {
     }
 
     fn identity(&self) -> (u64, u64, String) {
-        let ino = self.attr().map_or(0, |attr| attr.ino);
-        (self.fs.device(), ino, String::new())
+        (self.fs.device(), self.ino(), String::new())
     }
 }

@@ -5,7 +5,7 @@ use alloc::{
     vec::Vec,
 };
 use core::sync::atomic::{
-    AtomicU32, AtomicU64,
+    AtomicBool, AtomicU32, AtomicU64,
     Ordering::{Relaxed, SeqCst},
 };
 
@@ -53,6 +53,10 @@ pub struct Node {
     pub(super) opens: AtomicU32,
     /// Reads so far, up to the point where it matters.
     pub(super) reads: AtomicU32,
+    /// Writes over what was there, up to the point where it matters.
+    pub(super) overwrites: AtomicU32,
+    /// Content was changed through the window since the host was last told.
+    pub(super) written_in_place: AtomicBool,
     pub(super) segments: Segments,
     /// Segments that were replaced while something mapped them.
     pub(super) retired: SpinLock<Vec<Arc<Segment>>>,
@@ -112,6 +116,8 @@ impl GoferFs {
             handle: Mutex::new(Handle::default()),
             opens: AtomicU32::new(0),
             reads: AtomicU32::new(0),
+            overwrites: AtomicU32::new(0),
+            written_in_place: AtomicBool::new(false),
             segments: Segments::default(),
             retired: SpinLock::default(),
             mapped: MappingList::new(),
@@ -159,19 +165,48 @@ impl Node {
         if self.fs.exclusive && !cached.stale { Ok(cached.attr) } else { self.refresh() }
     }
 
+    /// Asks the gofer. Pages of a file that has become shorter are taken from who maps them: not for a page fault.
     pub(super) fn refresh(&self) -> Result<fuse::Attr> {
+        let before = self.size();
+        let attr = self.ask()?;
+        if attr.size < before {
+            self.forget_pages_from(attr.size);
+        }
+        Ok(attr)
+    }
+
+    /// Asks the gofer for the attributes.
+    pub(super) fn ask(&self) -> Result<fuse::Attr> {
         let before = *self.cached.lock();
         let fh = self.handle.try_lock().map_or(0, |handle| handle.fh);
-        let arg = fuse::GetAttrIn { fh, ..Default::default() };
-        let out: fuse::AttrOut = self.call(Opcode::GetAttr, Owner::default(), &[arg.as_bytes()])?.object()?;
+        let reply = match self.time_of_writes() {
+            Some(change) => self.call(Opcode::SetAttr, Owner::default(), &[change.as_bytes()])?,
+            None => {
+                let arg = fuse::GetAttrIn { fh, ..Default::default() };
+                self.call(Opcode::GetAttr, Owner::default(), &[arg.as_bytes()])?
+            }
+        };
+        let out: fuse::AttrOut = reply.object()?;
         if out.attr.mode & 0o170000 != self.kind {
             return Err(EIO);
         }
-        let taken = self.cached.lock().answered(out.attr, before.version());
-        if taken && out.attr.size < before.attr.size {
-            self.forget_pages_from(out.attr.size);
-        }
+        self.cached.lock().answered(out.attr, before.version());
         Ok(out.attr)
+    }
+
+    /// The host has not noticed every write through the window: what tells it when the last one was, if there was any.
+    pub(super) fn time_of_writes(&self) -> Option<fuse::SetAttrIn> {
+        if !self.written_in_place.swap(false, SeqCst) {
+            return None;
+        }
+        let attr = self.cached.lock().attr;
+        let (mtime, mtimensec) = (attr.mtime, attr.mtimensec);
+        Some(fuse::SetAttrIn { valid: fattr::MTIME, mtime, mtimensec, ..Default::default() })
+    }
+
+    /// Inode number.
+    pub(super) fn ino(&self) -> u64 {
+        self.cached.lock().attr.ino
     }
 
     /// Size as last known.
