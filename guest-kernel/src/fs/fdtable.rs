@@ -2,7 +2,7 @@
 
 use alloc::{sync::Arc, vec::Vec};
 
-use super::File;
+use super::{File, locks};
 use crate::{
     errno::{EBADF, EINVAL, EMFILE, Result},
     sync::SpinLock,
@@ -111,13 +111,16 @@ impl FdTable {
         self.remove_if(|fd, _| (first as usize..=last as usize).contains(&fd))
     }
 
-    /// Takes out what execve(2) closes.
-    pub fn remove_close_on_exec(&self) -> Vec<Arc<File>> {
-        self.remove_if(|_, close| close)
+    /// Closes what execve(2) closes.
+    pub fn close_for_exec(self: &Arc<Self>) {
+        for file in self.remove_if(|_, close| close) {
+            // execve(2) does not report it.
+            let _ = closed(Arc::as_ptr(self) as usize, file);
+        }
     }
 
-    /// Takes out everything: the last user is gone.
-    pub fn remove_all(&self) -> Vec<Arc<File>> {
+    /// Takes out everything.
+    fn remove_all(&self) -> Vec<Arc<File>> {
         self.remove_if(|_, _| true)
     }
 
@@ -152,5 +155,22 @@ impl FdTable {
     /// Size of the table, for FDSize of /proc/pid/status.
     pub fn capacity(&self) -> usize {
         self.inner.lock().slots.len().next_multiple_of(64)
+    }
+}
+
+/// What closing a descriptor does besides dropping it: POSIX locks on that file of the table's owner go, and the file system
+/// may report an error of writing back.
+pub fn closed(owner: usize, file: Arc<File>) -> Result<()> {
+    locks::release_posix(file.inode(), owner);
+    file.ops().flush(&file)
+}
+
+impl Drop for FdTable {
+    fn drop(&mut self) {
+        let owner = core::ptr::from_ref(self) as usize;
+        for file in self.remove_all() {
+            // Nobody is left to hear of an error.
+            let _ = closed(owner, file);
+        }
     }
 }

@@ -11,11 +11,11 @@ use core::{
 
 use bitflags::bitflags;
 
-use super::{FileType, Inode, Path, Stat};
+use super::{FileType, Inode, MountFlags, Path, Stat, locks, tmpfs};
 use crate::{
-    errno::{EBADF, EFBIG, EINVAL, EISDIR, ENODEV, ENOTDIR, ENOTTY, ENXIO, ESPIPE, Result},
+    errno::{EACCES, EBADF, EFBIG, EINVAL, EISDIR, ENODEV, ENOTDIR, ENOTTY, ENXIO, EPERM, ESPIPE, Result},
     mm::{
-        Pager,
+        Pager, Prot,
         io::{IoDst, IoSrc},
     },
     sync::{Mutex, PollTable, SpinLock},
@@ -460,6 +460,41 @@ impl File {
             }
         }
     }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        locks::release_description(self.path.inode(), core::ptr::from_ref(self) as usize);
+    }
+}
+
+/// What mmap(2) needs of a descriptor: the pages' source, and what mprotect(2) may give later.
+pub fn mmap_pager(file: &File, prot: Prot, shared: bool) -> Result<(Arc<dyn Pager>, Prot)> {
+    if !file.readable() || shared && prot.contains(Prot::WRITE) && !file.writable() {
+        return Err(EACCES);
+    }
+    let mut max = Prot::all();
+    if file.path().mount.flags().contains(MountFlags::NOEXEC) {
+        if prot.contains(Prot::EXEC) {
+            return Err(EPERM);
+        }
+        max.remove(Prot::EXEC);
+    }
+    if shared {
+        if !file.writable() {
+            max.remove(Prot::WRITE);
+        }
+        // Sealed memory: no writable mapping, now or later.
+        if let Some(node) = file.ops().downcast::<tmpfs::Node>()
+            && node.seals() & (tmpfs::seal::WRITE | tmpfs::seal::FUTURE_WRITE) != 0
+        {
+            if prot.contains(Prot::WRITE) {
+                return Err(EPERM);
+            }
+            max.remove(Prot::WRITE);
+        }
+    }
+    Ok((file.mmap()?, max))
 }
 
 fn check_room(offset: u64, src: &IoSrc<'_>) -> Result<()> {

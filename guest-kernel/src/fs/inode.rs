@@ -203,6 +203,12 @@ pub trait Inode: Any + Send + Sync {
         Err(ENOTSUP)
     }
 
+    /// Opens a device, FIFO or socket that has its own way to be opened (streams of the host, anonymous pipes). None: by
+    /// device number, or by inode for a FIFO.
+    fn open_special(&self, _flags: OpenFlags) -> Option<Result<Arc<dyn FileOps>>> {
+        None
+    }
+
     // Extended attributes: names with their prefix ("user.x").
 
     fn get_xattr(&self, _name: &[u8]) -> Result<Vec<u8>> {

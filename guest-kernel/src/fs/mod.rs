@@ -6,22 +6,33 @@
 //!
 //! User memory is never copied while a lock is held that a page fault on a file takes (`mm::Pager::fault`).
 
+pub mod anon;
 mod context;
 pub mod dentry;
+pub mod dev;
+pub mod epoll;
+pub mod eventfd;
 mod fdtable;
 mod file;
 pub mod gofer;
 mod inode;
+pub mod locks;
 mod mount;
+pub mod namei;
 pub mod overlay;
 mod path;
 pub mod permission;
+pub mod pipe;
+pub mod setup;
 pub mod stdio;
+pub mod syscalls;
+pub mod tmpfs;
 
 pub use context::FsContext;
 pub use dentry::Dentry;
-pub use fdtable::FdTable;
-pub use file::{AsyncOwner, DirEntry, File, FileOps, OWN_POSITION, OpenFlags, poll};
+pub use fdtable::{FdTable, closed};
+pub use file::{AsyncOwner, DirEntry, File, FileOps, OWN_POSITION, OpenFlags, mmap_pager, poll};
 pub use inode::*;
 pub use mount::{Mount, MountFlags};
 pub use path::{Followed, Last, NAME_MAX, PATH_MAX, Parent, Path, Resolve, Walk};
+pub use setup::{namespace_root, setup};

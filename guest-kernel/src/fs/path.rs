@@ -304,7 +304,8 @@ impl<'a> Walk<'a> {
         if self.resolve.contains(Resolve::BENEATH) { Err(EXDEV) } else { Ok(self.root.clone()) }
     }
 
-    fn up(&self, at: &Path) -> Result<Path> {
+    /// ".." of a directory.
+    pub fn up(&self, at: &Path) -> Result<Path> {
         permission::check(&**at.inode(), self.creds, permission::EXECUTE)?;
         if self.resolve.contains(Resolve::BENEATH) && at.same(&self.start) {
             return Err(EXDEV);

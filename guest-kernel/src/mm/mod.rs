@@ -35,7 +35,7 @@ pub use fault::FaultError;
 pub use frames::{Page, quiesce};
 pub use mapping::MapRequest;
 pub use pager::{Extent, MappingList, Pager};
-pub use shared::SharedPages;
+pub use shared::{Quota, SharedPages};
 pub use space::{AddressSpace, Layout};
 pub use vma::{Prot, Vma, VmaFlags, VmaKind};
 

@@ -1,6 +1,10 @@
 //! Memory shared between address spaces: the content of tmpfs files, memfds, shared anonymous mappings, SysV segments.
 
-use alloc::{collections::BTreeMap, string::String};
+use alloc::{
+    collections::{BTreeMap, btree_map::Entry},
+    string::String,
+    sync::Arc,
+};
 use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use sentry_abi::layout::PAGE_SIZE;
@@ -9,7 +13,38 @@ use super::{
     Extent, FaultError, MappingList, Page, Pager, frames,
     io::{IoDst, IoSrc},
 };
-use crate::{errno::Result, sync::SpinLock};
+use crate::{
+    errno::{ENOSPC, Result},
+    sync::SpinLock,
+};
+
+/// Pages that a group of objects (a tmpfs) may hold together.
+pub struct Quota {
+    pub limit: u64,
+    used: AtomicU64,
+}
+
+impl Quota {
+    pub const fn new(limit: u64) -> Self {
+        Quota { limit, used: AtomicU64::new(0) }
+    }
+
+    pub fn used(&self) -> u64 {
+        self.used.load(SeqCst)
+    }
+
+    fn take(&self) -> bool {
+        let taken = self.used.fetch_add(1, SeqCst) < self.limit;
+        if !taken {
+            self.give(1);
+        }
+        taken
+    }
+
+    fn give(&self, pages: u64) {
+        self.used.fetch_sub(pages, SeqCst);
+    }
+}
 
 /// Pages by number; what was never written is a hole that reads as zeros. Size in bytes bounds what may be mapped.
 pub struct SharedPages {
@@ -18,6 +53,7 @@ pub struct SharedPages {
     mappings: MappingList,
     identity: (u64, u64),
     name: SpinLock<String>,
+    quota: Option<Arc<Quota>>,
 }
 
 impl SharedPages {
@@ -28,7 +64,20 @@ impl SharedPages {
             mappings: MappingList::new(),
             identity: (device, inode),
             name: SpinLock::new(name),
+            quota: None,
         }
+    }
+
+    /// Counts its pages against `quota`; ENOSPC when that is used up.
+    pub fn with_quota(mut self, quota: Arc<Quota>) -> Self {
+        self.quota = Some(quota);
+        self
+    }
+
+    /// What /proc/pid/maps shows from now on.
+    pub fn set_name(&self, name: String) {
+        let old = core::mem::replace(&mut *self.name.lock(), name);
+        drop(old);
     }
 
     pub fn size(&self) -> u64 {
@@ -47,8 +96,35 @@ impl SharedPages {
         if !create {
             return Ok(None);
         }
-        let page = Page::new()?;
-        Ok(Some(self.pages.lock().entry(index).or_insert(page).clone()))
+        if self.quota.as_ref().is_some_and(|q| !q.take()) {
+            return Err(ENOSPC);
+        }
+        let page = match Page::new() {
+            Ok(page) => page,
+            Err(error) => {
+                self.give_back(1);
+                return Err(error);
+            }
+        };
+        let (page, surplus) = match self.pages.lock().entry(index) {
+            Entry::Occupied(found) => (found.get().clone(), Some(page)),
+            Entry::Vacant(free) => (free.insert(page).clone(), None),
+        };
+        if surplus.is_some() {
+            self.give_back(1);
+        }
+        Ok(Some(page))
+    }
+
+    fn give_back(&self, pages: u64) {
+        if let Some(quota) = &self.quota {
+            quota.give(pages);
+        }
+    }
+
+    /// Makes pages for all of `[first, last)`, as fallocate(2) wants.
+    pub fn populate(&self, first: u64, last: u64) -> Result<()> {
+        (first..last).try_for_each(|index| self.page(index, true).map(drop))
     }
 
     /// Copies from `offset` to `dst` until it is full or the object ends.
@@ -130,6 +206,7 @@ impl SharedPages {
             gone
         };
         self.mappings.revoke(self, first, last, true);
+        self.give_back(gone.len() as u64);
         drop(gone);
     }
 
@@ -164,6 +241,13 @@ impl SharedPages {
             index += 1;
         }
         Some((index * PAGE_SIZE).max(from).min(size))
+    }
+}
+
+impl Drop for SharedPages {
+    fn drop(&mut self) {
+        let pages = self.pages.get_mut().len() as u64;
+        self.give_back(pages);
     }
 }
 

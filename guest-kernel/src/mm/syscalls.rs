@@ -319,6 +319,6 @@ fn munlockall(_cur: &mut Current) -> Result<()> {
     Ok(())
 }
 
-fn file_pager(_cur: &Current, _fd: Fd, _prot: Prot, _shared: bool) -> Result<(Arc<dyn Pager>, Prot)> {
-    Err(crate::errno::ENODEV)
+fn file_pager(cur: &Current, fd: Fd, prot: Prot, shared: bool) -> Result<(Arc<dyn Pager>, Prot)> {
+    crate::fs::mmap_pager(&*cur.file(fd)?, prot, shared)
 }

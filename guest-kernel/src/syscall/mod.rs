@@ -66,8 +66,20 @@ macro_rules! syscalls {
     };
 }
 
-const GROUPS: &[&[Syscall]] =
-    &[crate::mm::syscalls::CALLS, crate::signal::syscalls::CALLS, crate::task::syscalls::CALLS];
+const GROUPS: &[&[Syscall]] = &[
+    crate::fs::syscalls::attr::CALLS,
+    crate::fs::syscalls::descriptors::CALLS,
+    crate::fs::syscalls::fcntl::CALLS,
+    crate::fs::syscalls::names::CALLS,
+    crate::fs::syscalls::open::CALLS,
+    crate::fs::syscalls::poll::CALLS,
+    crate::fs::syscalls::rw::CALLS,
+    crate::fs::syscalls::stat::CALLS,
+    crate::fs::syscalls::transfer::CALLS,
+    crate::mm::syscalls::CALLS,
+    crate::signal::syscalls::CALLS,
+    crate::task::syscalls::CALLS,
+];
 
 /// One past the highest number of Linux 6.1.
 pub const LIMIT: usize = 451;

@@ -320,7 +320,7 @@ pub fn commit(cur: &mut Current, image: Image) -> Result<()> {
     } else {
         files
     };
-    drop(files.remove_close_on_exec());
+    files.close_for_exec();
     arch::leave_user_space();
     *task.mm.lock() = Some(image.mm.clone());
     cur.mm = image.mm;

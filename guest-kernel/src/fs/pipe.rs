@@ -1,0 +1,493 @@
+//! Pipes and FIFOs (pipe(7)): a ring of bytes with readers and writers.
+
+use alloc::{
+    format,
+    sync::{Arc, Weak},
+    vec::Vec,
+};
+use core::sync::atomic::{
+    AtomicU64,
+    Ordering::{Relaxed, SeqCst},
+};
+
+use hashbrown::HashMap;
+
+use super::{File, FileOps, FileType, Inode, OpenFlags, anon, poll};
+use crate::{
+    errno::{EAGAIN, EBUSY, EINVAL, ENOMEM, ENOTTY, ENXIO, EPERM, EPIPE, Error, Restart, Result},
+    mm::{
+        io::{IoDst, IoSrc},
+        user::{UserAddr, UserPtr},
+    },
+    sync::{Mutex, PollTable, SpinLock, WaitQueue},
+    task::{Current, creds::Creds},
+};
+
+/// Writes up to this size are not mixed with others.
+pub const PIPE_BUF: usize = 4096;
+const DEFAULT_CAPACITY: usize = 64 << 10;
+/// /proc/sys/fs/pipe-max-size.
+pub const MAX_CAPACITY: usize = 1 << 20;
+
+/// A ring whose memory grows to what is used, at most `capacity`.
+struct Ring {
+    bytes: Vec<u8>,
+    start: usize,
+    len: usize,
+    capacity: usize,
+}
+
+impl Ring {
+    fn room(&self) -> usize {
+        self.capacity - self.len
+    }
+
+    /// Makes the ring's memory hold `wanted` bytes.
+    fn reserve(&mut self, wanted: usize) -> Result<()> {
+        let size = wanted.next_power_of_two().clamp(PIPE_BUF, self.capacity);
+        if size <= self.bytes.len() {
+            return Ok(());
+        }
+        if crate::mm::kmem::under_pressure() {
+            return Err(ENOMEM);
+        }
+        self.resize(size);
+        Ok(())
+    }
+
+    fn resize(&mut self, size: usize) {
+        let mut bytes = alloc::vec![0; size];
+        let (first, second) = self.filled();
+        bytes[..first.len()].copy_from_slice(first);
+        bytes[first.len()..first.len() + second.len()].copy_from_slice(second);
+        self.bytes = bytes;
+        self.start = 0;
+    }
+
+    fn filled(&self) -> (&[u8], &[u8]) {
+        let first = self.len.min(self.bytes.len() - self.start);
+        (&self.bytes[self.start..self.start + first], &self.bytes[..self.len - first])
+    }
+
+    /// Moves up to what `dst` takes out of the ring.
+    fn read(&mut self, dst: &mut IoDst<'_>) -> Result<usize> {
+        let mut done = 0;
+        while self.len > 0 && dst.remaining() > 0 {
+            let piece = self.filled().0;
+            let offered = piece.len();
+            match dst.put(piece) {
+                Ok(n) => {
+                    self.start = (self.start + n) % self.bytes.len();
+                    self.len -= n;
+                    done += n;
+                    if n < offered {
+                        break;
+                    }
+                }
+                Err(error) if done == 0 => return Err(error),
+                Err(_) => break,
+            }
+        }
+        if self.len == 0 {
+            self.start = 0;
+        }
+        Ok(done)
+    }
+
+    /// Moves up to `max` bytes, which must fit, into the ring.
+    fn write(&mut self, src: &mut IoSrc<'_>, max: usize) -> Result<usize> {
+        self.reserve(self.len + max)?;
+        let mut done = 0;
+        while done < max {
+            let at = (self.start + self.len) % self.bytes.len();
+            let free = if at >= self.start { self.bytes.len() - at } else { self.start - at };
+            let len = free.min(max - done);
+            match src.get(&mut self.bytes[at..at + len]) {
+                Ok(n) => {
+                    self.len += n;
+                    done += n;
+                    if n < len {
+                        break;
+                    }
+                }
+                Err(error) if done == 0 => return Err(error),
+                Err(_) => break,
+            }
+        }
+        Ok(done)
+    }
+}
+
+#[derive(Default)]
+struct Ends {
+    readers: usize,
+    writers: usize,
+    /// How many were ever opened: an open of a FIFO waits for these to move.
+    reader_count: u64,
+    writer_count: u64,
+}
+
+pub struct Pipe {
+    ring: Mutex<Ring>,
+    ends: SpinLock<Ends>,
+    /// Readers wait for bytes, writers for room, and both for each other's opening.
+    readable: Arc<WaitQueue>,
+    writable: Arc<WaitQueue>,
+}
+
+impl Pipe {
+    fn new() -> Arc<Self> {
+        Arc::new(Pipe {
+            ring: Mutex::new(Ring { bytes: Vec::new(), start: 0, len: 0, capacity: DEFAULT_CAPACITY }),
+            ends: SpinLock::new(Ends::default()),
+            readable: Arc::new(WaitQueue::new()),
+            writable: Arc::new(WaitQueue::new()),
+        })
+    }
+
+    fn has_readers(&self) -> bool {
+        self.ends.lock().readers > 0
+    }
+
+    fn has_writers(&self) -> bool {
+        self.ends.lock().writers > 0
+    }
+
+    fn end(self: &Arc<Self>, flags: OpenFlags) -> Arc<PipeEnd> {
+        let (read, write) = (flags.readable(), flags.writable());
+        let writers_seen = {
+            let mut ends = self.ends.lock();
+            let seen = ends.writer_count;
+            ends.readers += usize::from(read);
+            ends.writers += usize::from(write);
+            ends.reader_count += u64::from(read);
+            ends.writer_count += u64::from(write);
+            seen
+        };
+        self.readable.wake_all();
+        self.writable.wake_all();
+        Arc::new(PipeEnd { pipe: self.clone(), read, write, writers_seen: AtomicU64::new(writers_seen) })
+    }
+
+    /// Bytes waiting, for FIONREAD.
+    pub fn len(&self) -> usize {
+        self.ring.lock().len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// F_GETPIPE_SZ.
+    pub fn capacity(&self) -> usize {
+        self.ring.lock().capacity
+    }
+
+    /// F_SETPIPE_SZ: rounded up; returns what it became.
+    pub fn set_capacity(&self, wanted: usize, privileged: bool) -> Result<usize> {
+        if wanted > MAX_CAPACITY {
+            return Err(if privileged { EINVAL } else { EPERM });
+        }
+        let capacity = wanted.max(PIPE_BUF).next_power_of_two();
+        let mut ring = self.ring.lock();
+        if ring.len > capacity {
+            return Err(EBUSY);
+        }
+        if ring.bytes.len() > capacity {
+            ring.resize(capacity);
+        }
+        ring.capacity = capacity;
+        drop(ring);
+        self.writable.wake(poll::OUT);
+        Ok(capacity)
+    }
+
+    /// One attempt: None when a reader would have to wait.
+    fn try_read(&self, dst: &mut IoDst<'_>) -> Option<Result<usize>> {
+        if dst.remaining() == 0 {
+            return Some(Ok(0));
+        }
+        let mut ring = self.ring.lock();
+        if ring.len == 0 {
+            return if self.has_writers() { None } else { Some(Ok(0)) };
+        }
+        let result = ring.read(dst);
+        drop(ring);
+        if matches!(result, Ok(n) if n > 0) {
+            self.writable.wake(poll::OUT | poll::WRNORM);
+        }
+        Some(result)
+    }
+
+    /// One attempt: None when a writer would have to wait. `whole`: all of it or nothing.
+    fn try_write(&self, src: &mut IoSrc<'_>, whole: bool) -> Option<Result<usize>> {
+        if !self.has_readers() {
+            return Some(Err(EPIPE));
+        }
+        let mut ring = self.ring.lock();
+        let len = src.remaining().min(ring.room());
+        if len == 0 || whole && len < src.remaining() {
+            return None;
+        }
+        let result = ring.write(src, len);
+        drop(ring);
+        if matches!(result, Ok(n) if n > 0) {
+            self.readable.wake(poll::IN | poll::RDNORM);
+        }
+        Some(result)
+    }
+}
+
+/// One end (or, of a FIFO opened O_RDWR, both).
+pub struct PipeEnd {
+    pipe: Arc<Pipe>,
+    read: bool,
+    write: bool,
+    /// Writers there had been when this reader came: before the first one it sees no hang-up.
+    writers_seen: AtomicU64,
+}
+
+impl PipeEnd {
+    pub fn pipe(&self) -> &Arc<Pipe> {
+        &self.pipe
+    }
+}
+
+impl Drop for PipeEnd {
+    fn drop(&mut self) {
+        let (last_reader, last_writer) = {
+            let mut ends = self.pipe.ends.lock();
+            ends.readers -= usize::from(self.read);
+            ends.writers -= usize::from(self.write);
+            (self.read && ends.readers == 0, self.write && ends.writers == 0)
+        };
+        if last_reader {
+            self.pipe.writable.wake_all();
+        }
+        if last_writer {
+            self.pipe.readable.wake_all();
+        }
+    }
+}
+
+impl FileOps for PipeEnd {
+    fn read(&self, file: &File, dst: &mut IoDst<'_>, _offset: u64) -> Result<usize> {
+        if let Some(result) = self.pipe.try_read(dst) {
+            return result;
+        }
+        if file.nonblocking() {
+            return Err(EAGAIN);
+        }
+        self.pipe.readable.wait_until(|| self.pipe.try_read(dst))?
+    }
+
+    fn write(&self, file: &File, src: &mut IoSrc<'_>, _offset: u64) -> Result<usize> {
+        if src.remaining() == 0 {
+            return Ok(0);
+        }
+        let mut done = 0;
+        loop {
+            let whole = done == 0 && src.remaining() <= PIPE_BUF;
+            let result = match self.pipe.try_write(src, whole) {
+                Some(result) => result,
+                None if file.nonblocking() => Err(EAGAIN),
+                None => match self.pipe.writable.wait_until(|| self.pipe.try_write(src, whole)) {
+                    Ok(result) => result,
+                    Err(interrupted) => Err(interrupted),
+                },
+            };
+            match result {
+                Ok(n) => {
+                    done += n;
+                    if n == 0 || src.remaining() == 0 {
+                        return Ok(done);
+                    }
+                }
+                Err(EPIPE) => return Err(EPIPE),
+                Err(_) if done > 0 => return Ok(done),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn poll(&self, _file: &File, interest: u32, table: Option<&mut PollTable>) -> u32 {
+        if let Some(table) = table {
+            if self.read {
+                table.add(&self.pipe.readable, interest | poll::ALWAYS);
+            }
+            if self.write {
+                table.add(&self.pipe.writable, interest | poll::ALWAYS);
+            }
+        }
+        let (len, room) = {
+            let ring = self.pipe.ring.lock();
+            (ring.len, ring.room())
+        };
+        let (readers, writers, writer_count) = {
+            let ends = self.pipe.ends.lock();
+            (ends.readers, ends.writers, ends.writer_count)
+        };
+        let mut ready = 0;
+        if self.read {
+            if len > 0 {
+                ready |= poll::IN | poll::RDNORM;
+            }
+            if writers == 0 && writer_count != self.writers_seen.load(Relaxed) {
+                ready |= poll::HUP;
+            }
+        }
+        if self.write {
+            if room >= PIPE_BUF {
+                ready |= poll::OUT | poll::WRNORM;
+            }
+            if readers == 0 {
+                ready |= poll::ERR;
+            }
+        }
+        ready
+    }
+
+    fn pollable(&self) -> bool {
+        true
+    }
+
+    fn ioctl(&self, cur: &mut Current, _file: &Arc<File>, command: u32, argument: u64) -> Result<u64> {
+        const FIONREAD: u32 = 0x541b;
+        if command != FIONREAD {
+            return Err(ENOTTY);
+        }
+        let len = self.pipe.len() as i32;
+        cur.mm.write_value(UserPtr::new(UserAddr(argument)), &len)?;
+        Ok(0)
+    }
+}
+
+/// pipe2(2): the read and the write end.
+pub fn pair(flags: OpenFlags, creds: &Creds) -> (Arc<File>, Arc<File>) {
+    let pipe = Pipe::new();
+    let again = pipe.clone();
+    let reopen = move |flags: OpenFlags| open_end(&again, flags);
+    let path =
+        anon::path(FileType::Fifo, 0o600, creds, |ino| format!("pipe:[{ino}]"), Some(alloc::boxed::Box::new(reopen)));
+    let kept = flags & (OpenFlags::NONBLOCK | OpenFlags::DIRECT);
+    let read = File::new(pipe.end(OpenFlags::empty()), path.clone(), kept);
+    // The reader has had its writer from the start.
+    let write = File::new(pipe.end(OpenFlags::WRONLY), path, kept | OpenFlags::WRONLY);
+    (read, write)
+}
+
+/// Pipes behind FIFO inodes that are open, by device and inode number.
+static FIFOS: SpinLock<Option<HashMap<(u64, u64), Weak<Pipe>>>> = SpinLock::new(None);
+
+/// Opens a FIFO of a file system.
+pub fn open_fifo(inode: &Arc<dyn Inode>, flags: OpenFlags) -> Result<Arc<dyn FileOps>> {
+    let stat = inode.stat()?;
+    let pipe = {
+        let mut fifos = FIFOS.lock();
+        let fifos = fifos.get_or_insert_default();
+        match fifos.get(&(stat.dev, stat.ino)).and_then(Weak::upgrade) {
+            Some(pipe) => pipe,
+            None => {
+                fifos.retain(|_, pipe| pipe.strong_count() > 0);
+                let pipe = Pipe::new();
+                fifos.insert((stat.dev, stat.ino), Arc::downgrade(&pipe));
+                pipe
+            }
+        }
+    };
+    open_end(&pipe, flags)
+}
+
+/// fifo(7): waits for the other side unless O_NONBLOCK or O_RDWR.
+fn open_end(pipe: &Arc<Pipe>, flags: OpenFlags) -> Result<Arc<dyn FileOps>> {
+    let nonblock = flags.contains(OpenFlags::NONBLOCK);
+    let (read, write) = (flags.readable(), flags.writable());
+    if write && !read && nonblock && !pipe.has_readers() {
+        return Err(ENXIO);
+    }
+    let (readers, writers) = {
+        let ends = pipe.ends.lock();
+        (ends.reader_count, ends.writer_count)
+    };
+    let end = pipe.end(flags);
+    if nonblock || read && write {
+        return Ok(end);
+    }
+    let met = || {
+        let ends = pipe.ends.lock();
+        // Who has come and gone meanwhile counts as well.
+        let there = if read {
+            ends.writers > 0 || ends.writer_count > writers
+        } else {
+            ends.readers > 0 || ends.reader_count > readers
+        };
+        there.then_some(())
+    };
+    let queue = if read { &pipe.readable } else { &pipe.writable };
+    queue.wait_until(met).map_err(|_| Error::Restart(Restart::Sys))?;
+    if read {
+        end.writers_seen.store(0, SeqCst);
+    }
+    Ok(end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(file: &File, bytes: &[u8]) -> Result<usize> {
+        file.write(&mut IoSrc::kernel(bytes))
+    }
+
+    fn read(file: &File, len: usize) -> Result<Vec<u8>> {
+        let mut buffer = vec![0; len];
+        let n = file.read(&mut IoDst::kernel(&mut buffer))?;
+        buffer.truncate(n);
+        Ok(buffer)
+    }
+
+    #[test]
+    fn bytes_come_out_in_order_through_a_full_ring() {
+        let (r, w) = pair(OpenFlags::NONBLOCK, &Creds::root());
+        let mut sent = 0u32;
+        let mut seen = 0u32;
+        for round in 0..200 {
+            let block: Vec<u8> = (0..1000 + round * 37).map(|i| ((sent as usize + i) % 251) as u8).collect();
+            match write(&w, &block) {
+                Ok(n) => sent += n as u32,
+                Err(error) => assert_eq!(error, EAGAIN),
+            }
+            for byte in read(&r, 900 + round * 31).unwrap_or_default() {
+                assert_eq!(byte, (seen % 251) as u8);
+                seen += 1;
+            }
+        }
+        assert!(sent > 65536);
+    }
+
+    #[test]
+    fn a_full_pipe_holds_its_capacity_and_atomic_writes_are_whole() {
+        let (r, w) = pair(OpenFlags::NONBLOCK, &Creds::root());
+        assert_eq!(write(&w, &[1; 100_000]), Ok(65536));
+        assert_eq!(write(&w, &[1; 1]), Err(EAGAIN));
+        assert_eq!(read(&r, 100).unwrap().len(), 100);
+        assert_eq!(write(&w, &[2; 101]), Err(EAGAIN));
+        assert_eq!(write(&w, &[2; 100]), Ok(100));
+        assert_eq!(w.poll(poll::OUT, None), 0);
+    }
+
+    #[test]
+    fn ends_that_close_are_seen() {
+        let (r, w) = pair(OpenFlags::empty(), &Creds::root());
+        assert_eq!(write(&w, b"x"), Ok(1));
+        assert_eq!(r.poll(poll::IN, None), poll::IN);
+        drop(w);
+        assert_eq!(r.poll(poll::IN, None), poll::IN | poll::HUP);
+        assert_eq!(read(&r, 10).unwrap(), b"x");
+        assert_eq!(read(&r, 10).unwrap(), b"");
+        let (r, w) = pair(OpenFlags::empty(), &Creds::root());
+        drop(r);
+        assert_eq!(write(&w, b"x"), Err(EPIPE));
+        assert_ne!(w.poll(0, None) & poll::ERR, 0);
+    }
+}
