@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use rustix::time::{Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec};
+use vmm::seccomp::{self, Role};
 use vmm_sys_util::{
     epoll::{ControlOperation, Epoll, EpollEvent, EventSet},
     eventfd::EventFd,
@@ -77,6 +78,9 @@ impl Events {
     }
 
     fn run(&self) {
+        if let Err(error) = seccomp::confine(Role::EventsPtrace) {
+            log::warn!("confinement: missing: {error:#}");
+        }
         let mut ready = [EpollEvent::default(); 16];
         loop {
             let count = match self.epoll.wait(-1, &mut ready) {

@@ -17,6 +17,7 @@ use sentry_abi::{
 };
 use vmm::{
     memory::GuestMemory,
+    seccomp::Role,
     vcpu::{Entry, Kick, Platform, Vcpu, Vm},
 };
 use vmm_sys_util::eventfd::EventFd;
@@ -172,6 +173,10 @@ impl Vm for PtraceVm {
         // Translations are gone: the sentry clears and flushes its entries first, and a stub that still has one only
         // keeps what it could read before.
         self.shared.memory.window_unmap(window_offset, len)
+    }
+
+    fn vcpu_role(&self) -> Option<Role> {
+        Some(Role::VcpuPtrace)
     }
 
     fn kicker(&self) -> Arc<dyn Kick> {

@@ -43,8 +43,8 @@ impl Zygote {
             rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
                 .context("socket pair for the stubs")?;
         let forked = fork::fork_zygote(user, theirs.as_fd(), pages.fd())?;
-        if !forked.own_namespace {
-            log::warn!("stubs share the VMM's pid namespace: a new one was refused");
+        if !forked.contained {
+            log::warn!("stubs have no pid namespace that ends with the sandbox: the host refuses a new one");
         }
         // From here on dropping it ends the process.
         let mut zygote = Zygote { pid: forked.pid, pages, socket, templates: Vec::new() };

@@ -340,3 +340,35 @@ fn vcpus_do_not_exist_beyond_their_number() {
     assert!(rig.vm.raise_irq(1, irq::IPI).is_err());
     rig.vm.kicker().kick(7);
 }
+
+#[test]
+fn the_filter_of_vcpu_threads_suffices() {
+    let program = program!(confined:
+        "mov rdi, 0x20000000",
+        "2: mov rsi, [rdi]",
+        "mov eax, 1",
+        "syscall",
+        "jmp 2b");
+    let rig = Rig::new(1);
+    rig.run_confined(0, move |sentry| {
+        let rig = &sentry.rig;
+        sentry.call(Op::SetCpuBase, [rig.memory.direct_base(), 0, 0, 0]);
+        for task in 1..50 {
+            let root = sentry.space(program);
+            let ctx = rig.context(task, CODE, STACK);
+            assert_eq!(sentry.enter(ctx, root), TrapKind::Exception);
+            let made = rustix::fs::memfd_create("file", rustix::fs::MemfdFlags::CLOEXEC);
+            assert_eq!(made.unwrap_err(), rustix::io::Errno::PERM);
+            rig.map(root, 0x2000_0000, rig.user_pages(1), W | NX);
+            assert_eq!(sentry.syscall(ctx, root), 1);
+            sentry.flush(root, 0x2000_0000, PAGE_SIZE);
+            sentry.call(Op::SetTimer, [monotonic() + 200_000, 0, 0, 0]);
+            while sentry.enter(ctx, root) == TrapKind::Syscall {}
+            assert_eq!(sentry.call(Op::TakePending, [0; 4]), 1 << irq::TIMER);
+            sentry.load(ctx);
+            sentry.call(Op::SaveXstate, [&raw mut *ctx as u64, 0, 0, 0]);
+            sentry.call(Op::Wait, [monotonic() + 100_000, 0, 0, 0]);
+            sentry.call(Op::DestroySpace, [root, 0, 0, 0]);
+        }
+    });
+}

@@ -13,6 +13,10 @@ pub enum Role {
     Main,
     /// Runs a KVM vCPU.
     VcpuKvm,
+    /// Runs a ptrace vCPU: the sentry itself is code of this thread.
+    VcpuPtrace,
+    /// Turns completions and timers into interrupts of ptrace vCPUs.
+    EventsPtrace,
 }
 
 impl Role {
@@ -20,6 +24,8 @@ impl Role {
         match self {
             Role::Main => MAIN,
             Role::VcpuKvm => VCPU_KVM,
+            Role::VcpuPtrace => VCPU_PTRACE,
+            Role::EventsPtrace => EVENTS_PTRACE,
         }
     }
 }
@@ -37,7 +43,7 @@ mod tests {
 
     #[test]
     fn filters_allow_work_and_nothing_else() {
-        for role in [Role::Main, Role::VcpuKvm] {
+        for role in [Role::Main, Role::VcpuKvm, Role::VcpuPtrace] {
             let thread = std::thread::spawn(move || {
                 let event = rustix::event::eventfd(1, rustix::event::EventfdFlags::CLOEXEC).unwrap();
                 confine(role).unwrap();

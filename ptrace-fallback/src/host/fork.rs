@@ -22,8 +22,8 @@ pub struct Forked {
     pub pid: i32,
     /// Where the child has mapped the first two pages of the shared memfd, executable.
     pub pages: u64,
-    /// It is the init process of a pid namespace of its own.
-    pub own_namespace: bool,
+    /// The end of this process ends every stub: it, or the zygote, is the init process of a pid namespace.
+    pub contained: bool,
 }
 
 /// Forks the zygote with `user` as [`USER_FD`] and so on.
@@ -32,9 +32,11 @@ pub fn fork_zygote(user: BorrowedFd<'_>, socket: BorrowedFd<'_>, shared: Borrowe
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).context("pipe for the zygote")?;
     let fds = [user.as_raw_fd(), socket.as_raw_fd(), shared.as_raw_fd(), ready_write.as_raw_fd()];
 
-    // A user namespace as well lets an unprivileged process have a pid namespace.
+    // The init of a pid namespace takes every stub with it when it ends: no need for another one. Otherwise the zygote is one;
+    // a user namespace as well lets an unprivileged process have that.
+    let init = rustix::process::getpid().is_init();
     let attempts = [libc::CLONE_NEWPID, libc::CLONE_NEWUSER | libc::CLONE_NEWPID, 0];
-    for flags in attempts {
+    for &flags in if init { &attempts[2..] } else { &attempts[..] } {
         // SAFETY: clone without CLONE_VM and with no stack is fork; the child runs `child`, which never returns and makes
         // only system calls.
         let pid = unsafe { libc::syscall(libc::SYS_clone, flags | libc::SIGCHLD, 0usize, 0usize, 0usize, 0usize) };
@@ -52,7 +54,7 @@ pub fn fork_zygote(user: BorrowedFd<'_>, socket: BorrowedFd<'_>, shared: Borrowe
                         Err(error) => return Err(error).context("waiting for the zygote stub"),
                     }
                 }
-                return Ok(Forked { pid: pid as i32, pages: u64::from_ne_bytes(pages), own_namespace: flags != 0 });
+                return Ok(Forked { pid: pid as i32, pages: u64::from_ne_bytes(pages), contained: init || flags != 0 });
             }
             _ if flags != 0 => {}
             _ => return Err(io::Error::last_os_error()).context("forking the zygote stub"),

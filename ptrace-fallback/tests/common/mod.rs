@@ -71,7 +71,29 @@ impl Rig {
         self: &Arc<Self>,
         cpu: u32,
         sentry: impl FnOnce(&Sentry) + 'static,
+        on_exit: impl FnMut(Exit<'_>),
+    ) -> Result<(), String> {
+        self.run_on_thread(cpu, sentry, on_exit, None)
+    }
+
+    /// Under the filter that vCPU threads have.
+    pub fn run_confined(self: &Arc<Self>, cpu: u32, sentry: impl FnOnce(&Sentry) + Send + 'static) {
+        let rig = self.clone();
+        std::thread::spawn(move || {
+            let role = rig.vm.vcpu_role();
+            assert!(role.is_some());
+            rig.run_on_thread(cpu, sentry, |exit| panic!("unexpected exit {exit:?}"), role).unwrap();
+        })
+        .join()
+        .unwrap();
+    }
+
+    fn run_on_thread(
+        self: &Arc<Self>,
+        cpu: u32,
+        sentry: impl FnOnce(&Sentry) + 'static,
         mut on_exit: impl FnMut(Exit<'_>),
+        role: Option<vmm::seccomp::Role>,
     ) -> Result<(), String> {
         type Job = (Sentry, Option<Box<dyn FnOnce(&Sentry)>>);
         extern "sysv64" fn run_job(job: *mut Job) -> ! {
@@ -89,6 +111,9 @@ impl Rig {
         let mut job: Box<Job> = Box::new((Sentry { rig: self.clone(), cpu }, Some(Box::new(sentry))));
         let params = &raw mut *job as u64;
         let mut vcpu = self.vm.create_vcpu(cpu, Entry { rip: start as *const () as u64, params }).unwrap();
+        if let Some(role) = role {
+            vmm::seccomp::confine(role).unwrap();
+        }
         loop {
             match vcpu.run().unwrap() {
                 Exit::PioWrite { port, .. } if u64::from(port) == DONE_PORT => return Ok(()),
