@@ -37,6 +37,9 @@ pub const DATA: usize = 512;
 // result is in rax. `fork`: clone as the registers say; the parent meets int3, the child waits to be traced.
 global_asm!(
     ".pushsection .text.runsc_trampoline,\"ax\",@progbits",
+    // Other code generation units refer to them.
+    ".globl runsc_trampoline_start, runsc_trampoline_fork, runsc_trampoline_pause, runsc_trampoline_end",
+    ".hidden runsc_trampoline_start, runsc_trampoline_fork, runsc_trampoline_pause, runsc_trampoline_end",
     ".balign 16",
     "runsc_trampoline_start:",
     "2:  test rbp, rbp",
