@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     drivers::console::Stream,
-    errno::{EAGAIN, EINVAL, EIO, ENOTTY, EPERM, Error, Restart, Result},
+    errno::{EAGAIN, EINVAL, EIO, ENOTTY, ENXIO, EPERM, Error, Restart, Result},
     mm::{
         io::{IoDst, IoSrc},
         user::{UserAddr, UserPtr},
@@ -51,6 +51,8 @@ impl FileSystem for HostFs {
 /// A host terminal, whatever number of descriptors lead to it.
 struct HostTerminal {
     rdev: u64,
+    /// A descriptor that leads there, for /dev/tty: the one that can do most.
+    inode: SpinLock<Option<Arc<HostInode>>>,
     /// Process group in the foreground, and the session it controls; 0: none.
     foreground: AtomicI32,
     session: AtomicI32,
@@ -322,7 +324,8 @@ fn terminal(rdev: u64) -> Arc<HostTerminal> {
     if let Some(known) = terminals.iter().find(|t| t.rdev == rdev) {
         return known.clone();
     }
-    let new = Arc::new(HostTerminal { rdev, foreground: AtomicI32::new(0), session: AtomicI32::new(0) });
+    let (foreground, session) = (AtomicI32::new(0), AtomicI32::new(0));
+    let new = Arc::new(HostTerminal { rdev, inode: SpinLock::new(None), foreground, session });
     terminals.push(new.clone());
     new
 }
@@ -370,7 +373,31 @@ fn open(config: &Stdio) -> Result<Arc<File>> {
     };
     let path = Path { mount: host.mount.clone(), dentry: Dentry::root(name.as_bytes(), inode.clone()) };
     let flags = OpenFlags::from_bits_truncate(config.flags);
+    if let Some(terminal) = &inode.terminal {
+        let mut best = terminal.inode.lock();
+        if best.is_none() || (flags.readable() && flags.writable()) {
+            let old = best.replace(inode.clone());
+            drop(best);
+            drop(old);
+        }
+    }
+    // /dev/null and its like are the same here; nobody has to ask the host.
+    if inode.file_type == FileType::CharDevice
+        && !config.tty
+        && let Ok(ops) = super::dev::open(config.rdev, flags)
+    {
+        return Ok(File::new(ops, path, flags));
+    }
     Ok(File::new(Arc::new(HostFile(inode)), path, flags))
+}
+
+/// Opens the controlling terminal of the running task's session (/dev/tty); ENXIO without one.
+pub fn open_controlling() -> Result<Arc<dyn FileOps>> {
+    let task = sched::current().ok_or(ENXIO)?;
+    let device = task.process.session().terminal().ok_or(ENXIO)?.device();
+    let terminal = TERMINALS.lock().iter().find(|t| t.rdev == device).cloned().ok_or(ENXIO)?;
+    let inode = terminal.inode.lock().clone().ok_or(ENXIO)?;
+    Ok(Arc::new(HostFile(inode)))
 }
 
 /// Gives the container's first process its descriptors, and its controlling terminal if it has one.
