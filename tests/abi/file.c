@@ -7,7 +7,10 @@
 #include <sys/statfs.h>
 #include <sys/sysmacros.h>
 #include <sys/time.h>
+#include <linux/openat2.h>
+#include <sys/sendfile.h>
 #include <sys/uio.h>
+#include <sys/xattr.h>
 #include <utime.h>
 
 static int create(const char *name) {
@@ -637,6 +640,171 @@ static void concurrent_creation(void) {
     }
 }
 
+static void other_ways_to_open(void) {
+    enter_scratch();
+    int fd = creat("f", 0644);
+    OK(fd);
+    EQ(write(fd, "abc", 3), 3);
+    OK(mkdir("d", 0755));
+    write_file("d/in", "in", 0644);
+    OK(symlink("../f", "d/up"));
+    int d = open("d", O_RDONLY | O_DIRECTORY);
+    struct open_how how = {.flags = O_RDONLY};
+    long r = syscall(SYS_openat2, d, "in", &how, sizeof how);
+    OK(r);
+    how.resolve = RESOLVE_BENEATH;
+    ERR(syscall(SYS_openat2, d, "../f", &how, sizeof how), EXDEV);
+    ERR(syscall(SYS_openat2, d, "up", &how, sizeof how), EXDEV);
+    how.resolve = RESOLVE_NO_SYMLINKS;
+    ERR(syscall(SYS_openat2, d, "up", &how, sizeof how), ELOOP);
+    how.resolve = 1ull << 40;
+    ERR(syscall(SYS_openat2, d, "in", &how, sizeof how), EINVAL);
+    ERR(syscall(SYS_openat2, d, "in", &how, 4), EINVAL);
+    int m = memfd_create("name", MFD_CLOEXEC);
+    OK(m);
+    EQ(write(m, "hello", 5), 5);
+    char b[8] = "";
+    EQ(pread(m, b, 8, 0), 5);
+    STREQ(b, "hello");
+    EQ(fcntl(m, F_GETFD), FD_CLOEXEC);
+    OK(ftruncate(m, 8192));
+    char *p = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_SHARED, m, 0);
+    EQ(p[0], 'h');
+    p[5000] = 'z';
+    EQ(pread(m, b, 1, 5000), 1);
+    EQ(b[0], 'z');
+}
+
+static void relative_to_a_directory(void) {
+    enter_scratch();
+    OK(mkdir("d", 0755));
+    int d = open("d", O_RDONLY | O_DIRECTORY);
+    OK(symlinkat("target", d, "s"));
+    char b[16];
+    EQ(readlinkat(d, "s", b, sizeof b), 6);
+    OK(mknodat(d, "n", S_IFREG | 0600, 0));
+    OK(linkat(d, "n", d, "l", 0));
+    OK(renameat(d, "l", AT_FDCWD, "moved"));
+    struct stat st;
+    OK(fstatat(d, "n", &st, 0));
+    EQ(st.st_nlink, 2);
+    OK(faccessat(d, "n", R_OK, 0));
+    OK(fchmodat(d, "n", 0640, 0));
+    OK(unlinkat(d, "s", 0));
+    ERR(readlinkat(d, "s", b, sizeof b), ENOENT);
+    // an absolute path ignores the descriptor
+    OK(fstatat(12345, "/", &st, 0));
+    ERR(fstatat(12345, "x", &st, 0), EBADF);
+    if (geteuid() == 0) {
+        OK(fchownat(d, "n", 3, 4, 0));
+        int fd = openat(d, "n", O_RDONLY);
+        OK(fchown(fd, 5, -1));
+        OK(fstat(fd, &st));
+        EQ(st.st_uid, 5); EQ(st.st_gid, 4);
+    }
+    struct timeval tv[2] = {{11, 0}, {22, 0}};
+    OK(utimes("moved", tv));
+    OK(stat("moved", &st));
+    EQ(st.st_mtim.tv_sec, 22);
+    tv[1].tv_sec = 33;
+    OK(futimesat(d, "n", tv));
+    OK(fstatat(d, "n", &st, 0));
+    EQ(st.st_mtim.tv_sec, 33);
+}
+
+// A file system without extended attributes says so; one with them keeps them.
+static void extended_attributes(void) {
+    enter_scratch();
+    write_file("f", "x", 0644);
+    int fd = open("f", O_RDWR);
+    char b[64];
+    if (setxattr("f", "user.one", "value", 5, 0) < 0) {
+        EQ(errno, EOPNOTSUPP);
+        ERR(getxattr("f", "user.one", b, sizeof b), EOPNOTSUPP);
+        ERR(fsetxattr(fd, "user.one", "v", 1, 0), EOPNOTSUPP);
+        TRUE(listxattr("f", b, sizeof b) == 0 || errno == EOPNOTSUPP);
+        TRUE(llistxattr("f", b, sizeof b) == 0 || errno == EOPNOTSUPP);
+        TRUE(flistxattr(fd, b, sizeof b) == 0 || errno == EOPNOTSUPP);
+        ERR(lsetxattr("f", "user.one", "v", 1, 0), EOPNOTSUPP);
+        ERR(lgetxattr("f", "user.one", b, sizeof b), EOPNOTSUPP);
+        ERR(fgetxattr(fd, "user.one", b, sizeof b), EOPNOTSUPP);
+        ERR(removexattr("f", "user.one"), EOPNOTSUPP);
+        ERR(lremovexattr("f", "user.one"), EOPNOTSUPP);
+        ERR(fremovexattr(fd, "user.one"), EOPNOTSUPP);
+        ERR(getxattr("missing", "user.one", b, sizeof b), ENOENT);
+        return;
+    }
+    EQ(getxattr("f", "user.one", b, sizeof b), 5);
+    TRUE(!memcmp(b, "value", 5));
+    EQ(fgetxattr(fd, "user.one", NULL, 0), 5);
+    ERR(lgetxattr("f", "user.none", b, sizeof b), ENODATA);
+    ERR(getxattr("f", "user.one", b, 2), ERANGE);
+    ERR(setxattr("f", "user.one", "v", 1, XATTR_CREATE), EEXIST);
+    OK(fsetxattr(fd, "user.two", "v", 1, 0));
+    TRUE(listxattr("f", b, sizeof b) >= 18);
+    TRUE(llistxattr("f", b, sizeof b) >= 18);
+    TRUE(flistxattr(fd, NULL, 0) >= 18);
+    OK(lsetxattr("f", "user.two", "w", 1, XATTR_REPLACE));
+    OK(removexattr("f", "user.one"));
+    ERR(lremovexattr("f", "user.one"), ENODATA);
+    OK(fremovexattr(fd, "user.two"));
+    ERR(getxattr("missing", "user.one", b, sizeof b), ENOENT);
+}
+
+static void moving_data(void) {
+    enter_scratch();
+    write_file("f", "0123456789", 0644);
+    int in = open("f", O_RDONLY), out = create("g");
+    off_t at = 2;
+    EQ(sendfile(out, in, &at, 5), 5);
+    EQ(at, 7);
+    EQ(lseek(in, 0, SEEK_CUR), 0);
+    loff_t from = 1, to = 8;
+    long n = copy_file_range(in, &from, out, &to, 4, 0);
+    if (n != 4 && !(n < 0 && (errno == EXDEV || errno == EOPNOTSUPP))) FAIL("copy_file_range: %ld %s", n, strerror(errno));
+    if (n == 4) {
+        char b[16];
+        EQ(pread(out, b, 16, 8), 4);
+        TRUE(!memcmp(b, "1234", 4));
+    }
+    ERR(syscall(SYS_copy_file_range, in, NULL, out, NULL, 4, 77), EINVAL);
+    OK(posix_fadvise(in, 0, 0, POSIX_FADV_SEQUENTIAL));
+    EQ(posix_fadvise(in, 0, 0, 99), EINVAL);
+    OK(syscall(SYS_fadvise64, in, 0, 0, POSIX_FADV_RANDOM));
+    OK(readahead(in, 0, 4096));
+    OK(sync_file_range(out, 0, 4, SYNC_FILE_RANGE_WRITE));
+    OK(syncfs(out));
+    ERR(syncfs(999), EBADF);
+    struct iovec v[2] = {{"ab", 2}, {"cd", 2}};
+    EQ(pwritev2(out, v, 2, 0, 0), 4);
+    char b[4];
+    struct iovec w = {b, 4};
+    EQ(preadv2(out, &w, 1, 0, 0), 4);
+    TRUE(!memcmp(b, "abcd", 4));
+}
+
+static void changing_the_root(void) {
+    enter_scratch();
+    if (geteuid() != 0) return;
+    OK(mkdir("r", 0755));
+    write_file("r/f", "inside", 0644);
+    OK(symlink("/f", "r/absolute"));
+    CHILD_PID(pid) {
+        OK(chroot("r"));
+        OK(chdir("/"));
+        STREQ(slurp("/absolute", NULL), "inside");
+        STREQ(slurp("../../../f", NULL), "inside");
+        char cwd[64];
+        OK(getcwd(cwd, sizeof cwd));
+        STREQ(cwd, "/");
+        ERR(open("/etc/passwd", O_RDONLY), ENOENT);
+        ERR(chroot("/f"), ENOTDIR);
+        _exit(0);
+    }
+    reap_ok(pid);
+}
+
 TESTS(T(open_flags), T(modes_and_umask), T(offsets), T(append), T(attributes), T(times), T(truncation), T(directories),
       T(reading_directories), T(links), T(renames), T(descriptors), T(working_directory), T(access_checks), T(ownership),
-      T(big_transfers), T(partial_fault), T(locks), T(device_and_special_nodes), T(concurrent_creation))
+      T(big_transfers), T(partial_fault), T(locks), T(device_and_special_nodes), T(concurrent_creation), T(other_ways_to_open),
+      T(relative_to_a_directory), T(extended_attributes), T(moving_data), T(changing_the_root))

@@ -367,6 +367,19 @@ static void file_truncated_while_read(void) {
     ERR(write(q[1], p, 100), EFAULT);
 }
 
+static void locking(void) {
+    char *p = anonymous(4 * PAGE);
+    OK(mlock(p, 4 * PAGE));
+    OK(munlock(p, 4 * PAGE));
+    OK(syscall(SYS_mlock2, p, PAGE, 0));
+    ERR(syscall(SYS_mlock2, p, PAGE, 77), EINVAL);
+    OK(munmap(p + PAGE, PAGE));
+    ERR(mlock(p, 2 * PAGE), ENOMEM); // a hole
+    OK(mlockall(MCL_CURRENT));
+    OK(munlockall());
+    ERR(mlockall(0), EINVAL);
+}
+
 TESTS(T(anonymous_is_zero), T(errors), T(fixed_replaces), T(holes), T(protections), T(private_file), T(shared_file), T(file_growth_is_seen),
       T(shared_anonymous), T(copy_on_write), T(copy_on_write_by_system_call), T(move_and_grow), T(program_break), T(advice), T(sparse),
-      T(a_lot), T(many_mappings), T(stack_grows), T(threads_touch_the_same_pages), T(file_truncated_while_read))
+      T(a_lot), T(many_mappings), T(stack_grows), T(threads_touch_the_same_pages), T(file_truncated_while_read), T(locking))

@@ -2,6 +2,8 @@
 #include "abi.h"
 #include <limits.h>
 #include <poll.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
 #include <pthread.h>
 #include <sys/ioctl.h>
 #include <sys/select.h>
@@ -286,5 +288,129 @@ static void many_round_trips(void) {
     pthread_join(t, NULL);
 }
 
+static void event_counters(void) {
+    int e = eventfd(3, EFD_NONBLOCK);
+    OK(e);
+    uint64_t v;
+    EQ(read(e, &v, 8), 8);
+    EQ(v, 3);
+    ERR(read(e, &v, 8), EAGAIN);
+    v = 5;
+    EQ(write(e, &v, 8), 8);
+    EQ(write(e, &v, 8), 8);
+    struct pollfd f = {e, POLLIN | POLLOUT, 0};
+    EQ(poll(&f, 1, 0), 1);
+    EQ(f.revents, POLLIN | POLLOUT);
+    EQ(read(e, &v, 8), 8);
+    EQ(v, 10);
+    v = -1;
+    ERR(write(e, &v, 8), EINVAL);
+    ERR(read(e, &v, 4), EINVAL);
+    v = 0xfffffffffffffffeull;
+    EQ(write(e, &v, 8), 8);
+    v = 1;
+    ERR(write(e, &v, 8), EAGAIN);
+    int s = syscall(SYS_eventfd2, 2, EFD_SEMAPHORE | EFD_CLOEXEC);
+    EQ(read(s, &v, 8), 8);
+    EQ(v, 1);
+    OK(syscall(SYS_eventfd, 0));
+    ERR(eventfd(0, 0x7000), EINVAL);
+    CHILD_PID(pid) { // a reader waits for a writer
+        EQ(read(s, &v, 8), 8);
+        EQ(read(s, &v, 8), 8);
+        _exit(0);
+    }
+    sleep_ms(50);
+    v = 1;
+    EQ(write(s, &v, 8), 8);
+    reap_ok(pid);
+}
+
+static void epoll_sets(void) {
+    OK(pipe(p));
+    int set = epoll_create1(EPOLL_CLOEXEC);
+    OK(set);
+    OK(epoll_create(1));
+    ERR(epoll_create(0), EINVAL);
+    struct epoll_event e = {EPOLLIN, {.u64 = 77}}, got[4];
+    OK(epoll_ctl(set, EPOLL_CTL_ADD, p[0], &e));
+    ERR(epoll_ctl(set, EPOLL_CTL_ADD, p[0], &e), EEXIST);
+    ERR(epoll_ctl(set, EPOLL_CTL_MOD, p[1], &e), ENOENT);
+    ERR(epoll_ctl(set, EPOLL_CTL_ADD, set, &e), EINVAL);
+    ERR(epoll_ctl(set, EPOLL_CTL_ADD, 999, &e), EBADF);
+    EQ(epoll_wait(set, got, 4, 0), 0);
+    EQ(write(p[1], "x", 1), 1);
+    EQ(epoll_wait(set, got, 4, -1), 1);
+    EQ(got[0].events, EPOLLIN); EQ(got[0].data.u64, 77);
+    EQ(epoll_wait(set, got, 4, 0), 1); // level: still
+    e.events = EPOLLIN | EPOLLET;
+    OK(epoll_ctl(set, EPOLL_CTL_MOD, p[0], &e));
+    EQ(epoll_wait(set, got, 4, 0), 1);
+    EQ(epoll_wait(set, got, 4, 0), 0); // edge: once
+    EQ(write(p[1], "y", 1), 1);
+    EQ(epoll_pwait(set, got, 4, 100, NULL), 1);
+    e.events = EPOLLIN | EPOLLONESHOT;
+    OK(epoll_ctl(set, EPOLL_CTL_MOD, p[0], &e));
+    EQ(epoll_wait(set, got, 4, 0), 1);
+    EQ(write(p[1], "z", 1), 1);
+    EQ(epoll_wait(set, got, 4, 0), 0); // disarmed
+    OK(epoll_ctl(set, EPOLL_CTL_MOD, p[0], &e));
+    EQ(epoll_wait(set, got, 4, 0), 1);
+    OK(epoll_ctl(set, EPOLL_CTL_DEL, p[0], NULL));
+    EQ(epoll_wait(set, got, 4, 0), 0);
+    e.events = EPOLLIN;
+    OK(epoll_ctl(set, EPOLL_CTL_ADD, p[0], &e));
+    close(p[1]);
+    struct timespec t = {1, 0};
+    EQ(syscall(SYS_epoll_pwait2, set, got, 4, &t, NULL, 8), 1);
+    TRUE(got[0].events & EPOLLHUP);
+    close(p[0]); // leaves the set
+    EQ(epoll_wait(set, got, 4, 0), 0);
+    ERR(epoll_wait(set, got, 0, 0), EINVAL);
+    OK(pipe(p));
+    OK(epoll_ctl(set, EPOLL_CTL_ADD, p[0], &e));
+    CHILD_PID(pid) {
+        sleep_ms(50);
+        EQ(write(p[1], "q", 1), 1);
+        _exit(0);
+    }
+    EQ(epoll_wait(set, got, 4, 10000), 1);
+    reap_ok(pid);
+    double start = now();
+    char c;
+    EQ(read(p[0], &c, 1), 1);
+    EQ(epoll_wait(set, got, 4, 60), 0);
+    TRUE(now() - start >= 0.059);
+    struct pollfd f = {set, POLLIN, 0}; // a set is pollable itself
+    EQ(poll(&f, 1, 0), 0);
+    EQ(write(p[1], "x", 1), 1);
+    EQ(poll(&f, 1, 0), 1);
+    enter_scratch();
+    write_file("f", "x", 0644);
+    int file = open("f", O_RDONLY);
+    ERR(epoll_ctl(set, EPOLL_CTL_ADD, file, &e), EPERM);
+}
+
+static void splicing(void) {
+    enter_scratch();
+    write_file("f", "0123456789", 0644);
+    int fd = open("f", O_RDWR);
+    OK(pipe(p));
+    loff_t at = 3;
+    EQ(splice(fd, &at, p[1], NULL, 5, 0), 5);
+    EQ(at, 8);
+    char b[16];
+    EQ(read(p[0], b, 16), 5);
+    TRUE(!memcmp(b, "34567", 5));
+    struct iovec v = {"mem", 3};
+    EQ(vmsplice(p[1], &v, 1, 0), 3);
+    at = 0;
+    EQ(splice(p[0], NULL, fd, &at, 3, 0), 3);
+    EQ(pread(fd, b, 4, 0), 4);
+    TRUE(!memcmp(b, "mem3", 4));
+    ERR(splice(fd, NULL, fd, NULL, 3, 0), EINVAL);
+}
+
 TESTS(T(write_then_read), T(reader_waits), T(writer_waits_for_room), T(end_of_file), T(broken_pipe), T(nonblocking), T(atomic_writes),
-      T(vectors), T(poll_states), T(poll_waits), T(select_states), T(signals_and_poll), T(fifo_in_the_file_system), T(many_round_trips))
+      T(vectors), T(poll_states), T(poll_waits), T(select_states), T(signals_and_poll), T(fifo_in_the_file_system), T(many_round_trips), T(event_counters),
+      T(epoll_sets), T(splicing))

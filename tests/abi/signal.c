@@ -44,6 +44,10 @@ static void siginfo_of_kill_and_queue(void) {
     EQ(info.si_signo, SIGUSR1); EQ(info.si_code, SI_USER); EQ(info.si_pid, getpid()); EQ(info.si_uid, getuid());
     OK(syscall(SYS_tgkill, getpid(), syscall(SYS_gettid), SIGUSR1));
     EQ(info.si_code, SI_TKILL);
+    OK(syscall(SYS_tkill, syscall(SYS_gettid), SIGUSR1));
+    EQ(info.si_code, SI_TKILL);
+    EQ(pthread_sigqueue(pthread_self(), SIGUSR1, (union sigval){.sival_int = 12}), 0);
+    EQ(info.si_code, SI_QUEUE); EQ(info.si_value.sival_int, 12);
     union sigval v = {.sival_int = 4711};
     OK(sigqueue(getpid(), SIGUSR1, v));
     EQ(info.si_code, SI_QUEUE); EQ(info.si_value.sival_int, 4711);

@@ -66,6 +66,8 @@ struct Row {
     name: &'static str,
     level: &'static str,
     note: &'static str,
+    /// The program of tests/abi that fails when the call answers ENOSYS.
+    test: &'static str,
 }
 
 fn syscalls(format: &str) -> Result<String> {
@@ -81,6 +83,7 @@ fn syscalls(format: &str) -> Result<String> {
                 Level::Unsupported => "unsupported",
             },
             note: call.note,
+            test: call.test,
         })
         .collect();
     let mut out = String::new();

@@ -33,7 +33,7 @@ syscalls! { pub CALLS;
     60 exit(status: i32) = exit, Full, "", "process";
     61 wait4(pid: i32, status: UserPtr<u32>, options: Hex, usage: UserPtr<Rusage>) = wait4, Full, "", "process";
     110 getppid() = getppid, Full, "", "process";
-    158 arch_prctl(code: u32, addr: Hex) = arch_prctl, Full, "", "process";
+    158 arch_prctl(code: u32, addr: Hex) = arch_prctl, Full, "", "ident";
     186 gettid() = gettid, Full, "", "process";
     218 set_tid_address(tidptr: UserAddr) = set_tid_address, Full, "", "process";
     231 exit_group(status: i32) = exit_group, Full, "", "process";
