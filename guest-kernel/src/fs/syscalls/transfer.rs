@@ -19,8 +19,8 @@ use crate::{
 syscalls! { pub CALLS;
     40 sendfile(out: Fd, input: Fd, offset: UserPtr<i64>, count: usize) = sendfile, Full, "", "file";
     326 copy_file_range(input: Fd, off_in: UserPtr<i64>, out: Fd, off_out: UserPtr<i64>, len: usize, flags: u32) = copy_file_range, Full, "", "file";
-    275 splice(input: Fd, off_in: UserPtr<i64>, out: Fd, off_out: UserPtr<i64>, len: usize, flags: u32) = splice, Partial, "pages are copied", "file";
-    278 vmsplice(fd: Fd, vec: UserPtr<UserIoVec>, count: u64, flags: u32) = vmsplice, Partial, "pages are copied", "file";
+    275 splice(input: Fd, off_in: UserPtr<i64>, out: Fd, off_out: UserPtr<i64>, len: usize, flags: u32) = splice, Partial, "pages are copied", "pipe";
+    278 vmsplice(fd: Fd, vec: UserPtr<UserIoVec>, count: u64, flags: u32) = vmsplice, Partial, "pages are copied", "pipe";
 }
 
 /// Bytes moved at a time.
