@@ -1,14 +1,24 @@
 //! Start of the sandbox: from the boot parameters to the first task; and its end by panic.
 
-use alloc::string::String;
+use alloc::{string::String, sync::Arc};
 use core::{
     fmt::Write,
     sync::atomic::{AtomicBool, Ordering::SeqCst},
 };
 
-use sentry_abi::{boot::BootParams, config::SandboxConfig};
+use sentry_abi::{
+    boot::BootParams,
+    config::{ContainerConfig, SandboxConfig},
+};
 
-use crate::{arch, drivers, log, mm, sched, syscall, time};
+use crate::{
+    arch, drivers,
+    errno::{ENOTDIR, Error, Result},
+    fs::{FdTable, FsContext, namei::Caller, program, stdio},
+    log, mm, sched, syscall,
+    task::{self, Creds, Resources},
+    time,
+};
 
 /// Where every CPU arrives, on its boot stack.
 pub fn start(params: &'static BootParams, cpu: usize) -> ! {
@@ -45,7 +55,50 @@ fn boot(params: &'static BootParams) {
     start_init(config);
 }
 
-fn start_init(_config: SandboxConfig) {}
+/// Mounts the container's files, gives it its descriptors and starts its program; ends the sandbox when that fails.
+fn start_init(config: SandboxConfig) {
+    let container = &config.container;
+    let fs = match crate::fs::setup(container) {
+        Ok(fs) => fs,
+        Err(error) => {
+            let message = alloc::format!("{}: {}", error.what, crate::errno::text(error.errno()));
+            crate::warn!("{message}");
+            arch::host::init_result(error.errno().0, message.as_bytes());
+            arch::host::exit(126 << 8);
+        }
+    };
+    match run_init(container, fs) {
+        Ok(()) => {}
+        Err(error) => arch::host::exit(task::init::failure_status(error)),
+    }
+}
+
+fn run_init(container: &ContainerConfig, fs: Arc<FsContext>) -> Result<()> {
+    let creds = Arc::new(Creds::from_config(&container.process));
+    let files = FdTable::new();
+    let failed = |what: &str, error: Error| {
+        let message = alloc::format!("{what}: {}", crate::errno::text(error.errno()));
+        arch::host::init_result(error.errno().0, message.as_bytes());
+        error
+    };
+    let caller = Caller { root: fs.root(), cwd: fs.root(), creds: creds.clone(), umask: fs.umask() };
+    let cwd = if container.process.cwd.is_empty() { b"/" } else { &container.process.cwd[..] };
+    let directory = caller.walk(None).resolve(cwd, true).map_err(|e| {
+        failed(&alloc::format!("working directory {}", String::from_utf8_lossy(cwd)), e)
+    })?;
+    if !directory.inode().is_dir() {
+        return Err(failed(&alloc::format!("working directory {}", String::from_utf8_lossy(cwd)), ENOTDIR));
+    }
+    fs.set_cwd(directory.clone());
+    let caller = Caller { cwd: directory, ..caller };
+    let resources = Resources { files: files.clone(), fs, creds };
+    task::init::start_init(container, resources, &mut |path| program::open(&caller, None, path, true))?;
+    // It runs once this CPU has booted: its descriptors are there in time.
+    if let Some(init) = task::table::process(task::table::INIT) {
+        stdio::install(&container.process, &files, &init).map_err(|e| failed("standard streams", e))?;
+    }
+    Ok(())
+}
 
 /// Completion interrupts of devices: bit `n` for device `n` of the boot parameters.
 pub fn device_interrupts(devices: u64) {

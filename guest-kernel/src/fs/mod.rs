@@ -23,6 +23,7 @@ pub mod overlay;
 mod path;
 pub mod permission;
 pub mod pipe;
+pub mod program;
 pub mod setup;
 pub mod stdio;
 pub mod syscalls;

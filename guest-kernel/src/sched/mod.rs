@@ -43,7 +43,7 @@ pub fn current() -> Option<Arc<Task>> {
 pub fn current_wake() -> Arc<dyn Wake> {
     match current() {
         Some(task) => task,
-        None => hosted_wake(),
+        None => nobody(),
     }
 }
 
@@ -62,7 +62,7 @@ pub fn start(task: Arc<Task>) {
 /// the deadline has passed.
 pub fn park_until(deadline: u64) -> bool {
     spin_lock_may_block();
-    let Some(task) = current() else { return hosted_park() };
+    let Some(task) = current() else { return wait_in_place(deadline) };
     if deadline == u64::MAX {
         park(&task);
         return true;
@@ -257,14 +257,16 @@ pub(crate) fn new_stack(entry: arch::switch::Entry, argument: u64) -> Option<Box
     arch::switch::SavedStack::new(entry, argument).map(Box::new)
 }
 
-/// Unit tests on the host have no tasks: a wait there yields to the other test threads.
-fn hosted_park() -> bool {
+/// A wait of a CPU that has no task, while it boots: takes interrupts in place.
+fn wait_in_place(deadline: u64) -> bool {
     #[cfg(test)]
     std::thread::yield_now();
-    true
+    arch::wait_for_interrupt(deadline.min(timer::next_deadline(arch::cpu_index())));
+    take_interrupts();
+    deadline == u64::MAX || time::monotonic() < deadline
 }
 
-fn hosted_wake() -> Arc<dyn Wake> {
+fn nobody() -> Arc<dyn Wake> {
     struct Nobody;
     impl Wake for Nobody {
         fn wake(self: Arc<Self>, _events: u32) {}
