@@ -83,9 +83,10 @@ fn run_init(container: &ContainerConfig, fs: Arc<FsContext>) -> Result<()> {
     };
     let caller = Caller { root: fs.root(), cwd: fs.root(), creds: creds.clone(), umask: fs.umask() };
     let cwd = if container.process.cwd.is_empty() { b"/" } else { &container.process.cwd[..] };
-    let directory = caller.walk(None).resolve(cwd, true).map_err(|e| {
-        failed(&alloc::format!("working directory {}", String::from_utf8_lossy(cwd)), e)
-    })?;
+    let directory = caller
+        .walk(None)
+        .resolve(cwd, true)
+        .map_err(|e| failed(&alloc::format!("working directory {}", String::from_utf8_lossy(cwd)), e))?;
     if !directory.inode().is_dir() {
         return Err(failed(&alloc::format!("working directory {}", String::from_utf8_lossy(cwd)), ENOTDIR));
     }
