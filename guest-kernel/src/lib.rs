@@ -13,6 +13,7 @@ pub mod counters;
 pub mod drivers;
 pub mod errno;
 pub mod fs;
+pub mod futex;
 pub mod log;
 #[allow(unsafe_code)]
 pub mod mm;

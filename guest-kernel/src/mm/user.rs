@@ -229,6 +229,19 @@ impl AddressSpace {
         unsafe { arch::copy::load32(arch::direct_map(gpa).cast()) }.ok_or(EFAULT)
     }
 
+    /// As [`AddressSpace::load_u32`] but never faults: `None` when the page is not there. For use with a spin lock held, after
+    /// a load that may fault.
+    pub fn load_u32_present(&self, addr: UserAddr) -> Option<u32> {
+        let value = page_table::walk(self.root(), addr.0)?.load(Relaxed);
+        let need = page_table::PRESENT | page_table::USER;
+        if value & need != need || !addr.0.is_multiple_of(4) {
+            return None;
+        }
+        let gpa = (value & page_table::ADDRESS) | (addr.0 % PAGE_SIZE);
+        // SAFETY: an aligned word of a user page just translated.
+        unsafe { arch::copy::load32(arch::direct_map(gpa).cast()) }
+    }
+
     /// Atomically replaces an aligned 32-bit word if it holds `old`; returns what it held.
     pub fn compare_exchange_u32(&self, addr: UserAddr, old: u32, new: u32) -> Result<u32> {
         if !addr.0.is_multiple_of(4) {

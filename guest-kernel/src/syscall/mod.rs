@@ -76,6 +76,7 @@ const GROUPS: &[&[Syscall]] = &[
     crate::fs::syscalls::rw::CALLS,
     crate::fs::syscalls::stat::CALLS,
     crate::fs::syscalls::transfer::CALLS,
+    crate::futex::syscalls::CALLS,
     crate::mm::syscalls::CALLS,
     crate::signal::syscalls::CALLS,
     crate::task::syscalls::CALLS,

@@ -41,6 +41,10 @@ pub trait ExecFile: Send + Sync {
     /// Absolute path, for /proc/pid/exe.
     fn path(&self) -> Vec<u8>;
     fn owner(&self) -> FileOwner;
+    /// Where it is in the tree, for the link /proc/pid/exe.
+    fn place(&self) -> Option<crate::fs::Path> {
+        None
+    }
 }
 
 /// Opens a program by path, as the task that executes it.

@@ -1,7 +1,7 @@
 //! The end of threads and processes: _exit(2), exit_group(2), and what the parent and the children are told.
 
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
-use core::sync::atomic::Ordering::Relaxed;
+use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 use super::{
     Current, Pid, Process, Task,
@@ -11,6 +11,7 @@ use super::{
 use crate::{
     arch,
     fs::FdTable,
+    mm::user::{UserAddr, UserPtr},
     signal::{
         action::{SA_NOCLDSTOP, SA_NOCLDWAIT, SIG_IGN},
         info::{SigInfo, code},
@@ -60,6 +61,15 @@ pub fn end_other_threads(task: &Arc<Task>) -> Option<()> {
 /// The memory is given up (at the end or by exec): robust futexes are released, the thread id is cleared, a vfork parent goes
 /// on.
 pub fn release_memory(cur: &mut Current) {
+    crate::futex::robust::release(cur);
+    let clear = cur.task.clear_child_tid.swap(0, SeqCst);
+    // Without another user of the memory nobody could see it.
+    if clear != 0 && Arc::strong_count(&cur.mm) > 2 {
+        let addr = UserAddr(clear);
+        if cur.mm.write_value(UserPtr::new(addr), &0u32).is_ok() {
+            let _ = crate::futex::wake(&cur.mm, addr, false, 1, u32::MAX);
+        }
+    }
     let vfork = cur.task.vfork.lock().take();
     if let Some(done) = vfork {
         done.set();

@@ -11,6 +11,7 @@ pub mod exit;
 pub mod init;
 pub mod limits;
 pub mod process;
+pub mod program;
 pub mod session;
 pub mod stack;
 pub mod syscalls;

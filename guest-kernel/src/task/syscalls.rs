@@ -1,5 +1,6 @@
 //! System calls of tasks and processes.
 
+use alloc::{sync::Arc, vec::Vec};
 use core::sync::atomic::Ordering::SeqCst;
 
 use sentry_abi::layout::PAGE_SIZE;
@@ -8,18 +9,21 @@ use zerocopy::FromBytes;
 use super::{
     Pid,
     clone::{self, CLONE_ARGS_SIZE_VER0, CloneArgs, CloneFlags, CloneRequest},
-    exit,
+    exec::{self, ExecFile, Request},
+    exit, program,
+    stack,
     times::Usage,
     wait::{self, WaitOptions, Which},
 };
 use crate::{
-    errno::{E2BIG, EFAULT, EINVAL, EPERM, ESRCH, Result},
+    errno::{E2BIG, EFAULT, EINVAL, ENOENT, EPERM, ESRCH, Result},
+    fs,
     mm::user::{UserAddr, UserPtr},
     signal::{
         info::{SIGINFO_SIZE, SigInfo},
         set::SIGCHLD,
     },
-    syscall::{Hex, Level::*, Syscall},
+    syscall::{Fd, Hex, Level::*, Syscall, UserPath},
     syscalls,
     task::Current,
     time::Timeval,
@@ -30,6 +34,7 @@ syscalls! { pub CALLS;
     56 clone(flags: Hex, stack: Hex, parent_tid: UserPtr<Pid>, child_tid: UserPtr<Pid>, tls: Hex) = clone_call, Full, "no namespaces", "process";
     57 fork() = fork, Full, "", "process";
     58 vfork() = vfork, Full, "", "process";
+    59 execve(path: UserPath, argv: UserPtr<u64>, envp: UserPtr<u64>) = execve, Full, "", "exec";
     60 exit(status: i32) = exit, Full, "", "process";
     61 wait4(pid: i32, status: UserPtr<u32>, options: Hex, usage: UserPtr<Rusage>) = wait4, Full, "", "process";
     110 getppid() = getppid, Full, "", "process";
@@ -38,6 +43,7 @@ syscalls! { pub CALLS;
     218 set_tid_address(tidptr: UserAddr) = set_tid_address, Full, "", "process";
     231 exit_group(status: i32) = exit_group, Full, "", "process";
     247 waitid(which: u32, id: i32, info: UserPtr<SigInfo>, options: Hex, usage: UserPtr<Rusage>) = waitid, Full, "", "process";
+    322 execveat(dirfd: Fd, path: UserPath, argv: UserPtr<u64>, envp: UserPtr<u64>, flags: Hex) = execveat, Full, "", "exec";
     435 clone3(args: UserPtr<CloneArgs>, size: usize) = clone3, Full, "no namespaces", "process";
 }
 
@@ -251,4 +257,73 @@ fn arch_prctl(cur: &mut Current, code: u32, addr: Hex) -> Result<u64> {
         ARCH_GET_CPUID => Ok(1),
         _ => Err(EINVAL),
     }
+}
+
+fn execve(cur: &mut Current, path: UserPath, argv: UserPtr<u64>, envp: UserPtr<u64>) -> Result<()> {
+    let path = cur.mm.read_cstr(path.0, fs::PATH_MAX)?;
+    let file = program::open_as(&cur.task, &path)?;
+    execute(cur, file, path, argv, envp)
+}
+
+const AT_SYMLINK_NOFOLLOW: u64 = 0x100;
+const AT_EMPTY_PATH: u64 = 0x1000;
+const AT_FDCWD: i32 = -100;
+
+fn execveat(
+    cur: &mut Current,
+    dirfd: Fd,
+    path: UserPath,
+    argv: UserPtr<u64>,
+    envp: UserPtr<u64>,
+    flags: Hex,
+) -> Result<()> {
+    if flags.0 & !(AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH) != 0 {
+        return Err(EINVAL);
+    }
+    let path = cur.mm.read_cstr(path.0, fs::PATH_MAX)?;
+    let context = cur.task.fs();
+    let creds = cur.task.creds();
+    let named = alloc::format!("/dev/fd/{}", dirfd.0).into_bytes();
+    let (file, name) = if path.is_empty() {
+        if flags.0 & AT_EMPTY_PATH == 0 {
+            return Err(ENOENT);
+        }
+        let place = if dirfd.0 == AT_FDCWD { context.cwd() } else { cur.task.files().get(dirfd.0)?.path().clone() };
+        (program::open_place(&context.root(), place, &creds)?, named)
+    } else {
+        let absolute = path.starts_with(b"/");
+        let start = if absolute || dirfd.0 == AT_FDCWD {
+            context.cwd()
+        } else {
+            cur.task.files().get(dirfd.0)?.path().clone()
+        };
+        let follow = flags.0 & AT_SYMLINK_NOFOLLOW == 0;
+        let file = program::open(&context.root(), &start, &creds, &path, follow)?;
+        let name = if absolute || dirfd.0 == AT_FDCWD {
+            path
+        } else {
+            [named, alloc::vec![b'/'], path].concat()
+        };
+        (file, name)
+    };
+    execute(cur, file, name, argv, envp)
+}
+
+fn execute(
+    cur: &mut Current,
+    file: Arc<dyn ExecFile>,
+    path: Vec<u8>,
+    argv: UserPtr<u64>,
+    envp: UserPtr<u64>,
+) -> Result<()> {
+    let task = cur.task.clone();
+    let limits = *task.process.limits.lock();
+    let mut budget = stack::limit(limits.soft(super::Resource::Stack)) as usize;
+    let argv = cur.mm.read_cstr_array(argv, &mut budget)?;
+    let envp = cur.mm.read_cstr_array(envp, &mut budget)?;
+    let personality = task.process.personality.load(SeqCst);
+    let request = Request { file, path, argv, envp };
+    let mut open = |path: &[u8]| program::open_as(&task, path);
+    let image = exec::load(request, &task.creds(), &limits, personality, &mut open)?;
+    exec::commit(cur, image)
 }

@@ -145,3 +145,8 @@ fn resample_if_old() {
     }
     RESAMPLING.store(false, Release);
 }
+
+/// The CLOCK_MONOTONIC deadline for an absolute CLOCK_REALTIME time, ns.
+pub fn realtime_deadline(at: u64) -> u64 {
+    if at == u64::MAX { u64::MAX } else { monotonic().saturating_add(at.saturating_sub(realtime())) }
+}
