@@ -78,12 +78,8 @@ pub fn wait(
     deadline: u64,
 ) -> Result<()> {
     let (key, _page) = Key::of(mm, addr, private)?;
-    let waiter = Arc::new(Waiter {
-        task: task.clone(),
-        key: SpinLock::new(key),
-        bitset,
-        woken: AtomicBool::new(false),
-    });
+    let waiter =
+        Arc::new(Waiter { task: task.clone(), key: SpinLock::new(key), bitset, woken: AtomicBool::new(false) });
     loop {
         {
             let mut bucket = TABLE[key.bucket()].lock();

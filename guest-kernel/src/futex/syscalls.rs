@@ -84,8 +84,7 @@ fn wait(cur: &mut Current, addr: UserAddr, private: bool, val: u32, bitset: u32,
     match result {
         Err(Error::Restart(_)) if deadline != u64::MAX => {
             // Going on must not start the time again.
-            cur.restart_with =
-                Some(alloc::boxed::Box::new(move |cur| wait(cur, addr, private, val, bitset, deadline)));
+            cur.restart_with = Some(alloc::boxed::Box::new(move |cur| wait(cur, addr, private, val, bitset, deadline)));
             Err(Error::Restart(Restart::Block))
         }
         other => other.map(|()| 0),

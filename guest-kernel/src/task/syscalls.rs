@@ -10,8 +10,7 @@ use super::{
     Pid,
     clone::{self, CLONE_ARGS_SIZE_VER0, CloneArgs, CloneFlags, CloneRequest},
     exec::{self, ExecFile, Request},
-    exit, program,
-    stack,
+    exit, program, stack,
     times::Usage,
     wait::{self, WaitOptions, Which},
 };
@@ -292,18 +291,11 @@ fn execveat(
         (program::open_place(&context.root(), place, &creds)?, named)
     } else {
         let absolute = path.starts_with(b"/");
-        let start = if absolute || dirfd.0 == AT_FDCWD {
-            context.cwd()
-        } else {
-            cur.task.files().get(dirfd.0)?.path().clone()
-        };
+        let start =
+            if absolute || dirfd.0 == AT_FDCWD { context.cwd() } else { cur.task.files().get(dirfd.0)?.path().clone() };
         let follow = flags.0 & AT_SYMLINK_NOFOLLOW == 0;
         let file = program::open(&context.root(), &start, &creds, &path, follow)?;
-        let name = if absolute || dirfd.0 == AT_FDCWD {
-            path
-        } else {
-            [named, alloc::vec![b'/'], path].concat()
-        };
+        let name = if absolute || dirfd.0 == AT_FDCWD { path } else { [named, alloc::vec![b'/'], path].concat() };
         (file, name)
     };
     execute(cur, file, name, argv, envp)
