@@ -324,7 +324,10 @@ impl Node {
             if let Some(change) = self.time_of_writes() {
                 self.fs.client.change_later(self.id, change);
             }
-            self.close_handle();
+            // Pages of a mapping may still have to be shown, and by then its name may be gone.
+            if !self.is_mapped() {
+                self.close_handle();
+            }
         }
     }
 }
