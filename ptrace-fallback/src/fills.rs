@@ -57,6 +57,11 @@ impl Fills {
         self.map.range(..=address).next_back().map(|(_, fill)| fill).filter(|fill| address < fill.end())
     }
 
+    /// Start and end of every fill.
+    pub fn ranges(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.map.values().map(|fill| (fill.start, fill.end()))
+    }
+
     /// Adds a fill, replacing what was in its range.
     pub fn insert(&mut self, mut fill: Fill) {
         self.remove(fill.start, fill.len);

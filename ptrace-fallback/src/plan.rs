@@ -7,7 +7,8 @@ use sentry_abi::layout::{USER_BASE, WINDOW_BASE, WINDOW_SIZE};
 
 use crate::{
     fills::{Fill, Fills},
-    pagetable::{Leaf, PAGE, Page},
+    host::guest::KernelMemory,
+    pagetable::{self, Leaf, PAGE, Page},
 };
 
 /// Distance in pages within which other extents are taken along.
@@ -15,6 +16,8 @@ const NEAR: usize = 16;
 /// Extents of one fill.
 const MAX_RUNS: usize = 24;
 const TABLE: usize = 512;
+/// Extents that a new address space takes over.
+const MAX_INHERITED: usize = 40;
 
 /// The runs to map, the one with the faulting page first, and marks them accessed (and dirty where mapped writable).
 /// `write` says that the access is known to be a write.
@@ -24,10 +27,15 @@ pub fn runs(leaf: &Leaf<'_>, address: u64, write: bool, fills: &Fills) -> Vec<Fi
     let writable = page.write && (write || dirty_ahead(&page));
     let mut low = index;
     let mut high = index + 1;
-    while low > 0 && extends(leaf, low - 1, &page, index, writable) {
+    // Up to what is filled already: mapping that again would cost as much as the first time.
+    let new = |at: usize| {
+        extends(leaf, at, &page, index, writable)
+            && leaf.page(at).is_some_and(|page| !filled(fills, leaf.base + at as u64 * PAGE, &page, writable))
+    };
+    while low > 0 && new(low - 1) {
         low -= 1;
     }
-    while high < TABLE && extends(leaf, high, &page, index, writable) {
+    while high < TABLE && new(high) {
         high += 1;
     }
     let mut runs = vec![fill(leaf, low, high, &page, index, writable)];
@@ -50,6 +58,33 @@ pub fn runs(leaf: &Leaf<'_>, address: u64, write: bool, fills: &Fills) -> Vec<Fi
             at += 1;
         }
         runs.push(fill(leaf, start, at, &first, start, writable));
+    }
+    runs
+}
+
+/// The runs of what is present in ranges that another address space had filled: what a fork's child is likely to use. It
+/// saves a round trip for each.
+pub fn inherited(memory: &KernelMemory, root: u64, ranges: &[(u64, u64)]) -> Vec<Fill> {
+    let mut runs = Vec::new();
+    for &(start, end) in ranges {
+        let mut address = start;
+        while address < end && runs.len() < MAX_INHERITED {
+            let Some(leaf) = pagetable::leaf(memory, root, address) else {
+                address = (address | (TABLE as u64 * PAGE - 1)) + 1;
+                continue;
+            };
+            let low = ((address - leaf.base) / PAGE) as usize;
+            let limit = ((end - leaf.base).div_ceil(PAGE) as usize).min(TABLE);
+            let mut high = low + 1;
+            if let Some(page) = leaf.page(low) {
+                let writable = page.write && dirty_ahead(&page);
+                while high < limit && extends(&leaf, high, &page, low, writable) {
+                    high += 1;
+                }
+                runs.push(fill(&leaf, low, high, &page, low, writable));
+            }
+            address = leaf.base + high as u64 * PAGE;
+        }
     }
     runs
 }

@@ -34,6 +34,8 @@ pub struct Inner {
     pub fills: Fills,
     /// Ranges (start, end) that are not filled any more but still mapped in the stub.
     revoked: Vec<(u64, u64)>,
+    /// What the address space that made this one had filled, until this one is entered.
+    pub inherited: Vec<(u64, u64)>,
     /// Threads of the process that wait, untraced, for a vCPU that has none here.
     pub spares: Vec<i32>,
     /// vCPUs with a thread here.
@@ -41,14 +43,14 @@ pub struct Inner {
 }
 
 impl Space {
-    pub fn new(root: u64, pid: i32, spares: Vec<i32>) -> Space {
+    pub fn new(root: u64, pid: i32, spares: Vec<i32>, inherited: Vec<(u64, u64)>) -> Space {
         Space {
             root,
             pid,
             state: AtomicU8::new(ALIVE),
             running: AtomicU32::new(0),
             flush_due: AtomicBool::new(false),
-            inner: Mutex::new(Inner { fills: Fills::default(), revoked: Vec::new(), spares, threads: 1 }),
+            inner: Mutex::new(Inner { fills: Fills::default(), revoked: Vec::new(), inherited, spares, threads: 1 }),
         }
     }
 

@@ -34,6 +34,8 @@ const MAX_REPEATS: u32 = 8;
 /// How long the end of a vCPU waits for the ends of its stubs. A process whose other threads belong to another vCPU ends with
 /// that one; what is left goes when this thread does.
 const REAP_LIMIT: Duration = Duration::from_millis(100);
+/// Ranges of a forking address space that are looked up for its child.
+const MAX_INHERITED: usize = 128;
 /// Host mappings of a stub at which all are given up: the host refuses at 65,530.
 const MAX_MAPPINGS: usize = 60_000;
 
@@ -121,6 +123,8 @@ impl Worker {
         }
         if let Some(address) = stub.fault.take() {
             prefill(shared, stub, &mut self.template, &mut self.page, address)?;
+        } else if stub.thread.task == 0 {
+            inherit(shared, stub, &mut self.template, &mut self.page)?;
         }
         let stub = self.current.as_mut().context("no stub")?;
         if !load_task(shared, stub, &mut self.xstate, self.index, ctx)? {
@@ -270,7 +274,12 @@ impl Worker {
                 }
             }
         }
-        let space = Arc::new(Space::new(root, thread.pid, spares));
+        // A fork is the likely reason: its child goes on where the task is that runs here.
+        let inherited = match &self.current {
+            Some(stub) => stub.space.lock().fills.ranges().take(MAX_INHERITED).collect(),
+            None => Vec::new(),
+        };
+        let space = Arc::new(Space::new(root, thread.pid, spares, inherited));
         self.shared.spaces().insert(root, space.clone());
         self.parked.insert(root, Stub { space, thread, fault: None });
         Ok(())
@@ -569,6 +578,20 @@ fn prefill(
     let runs = plan::runs(&leaf, address, false, &inner.fills);
     if !runs.is_empty() {
         map(shared, &space, &mut stub.thread, template, page, &mut inner, &runs)?;
+    }
+    Ok(())
+}
+
+/// In a new address space: maps what its parent had.
+fn inherit(shared: &Shared, stub: &mut Stub, template: &mut StubThread, page: &mut CommandPage) -> Result<()> {
+    let space = stub.space.clone();
+    let mut inner = space.lock();
+    let ranges = std::mem::take(&mut inner.inherited);
+    if inner.fills.count() == 0 && !ranges.is_empty() {
+        let runs = plan::inherited(&shared.kernel, space.root, &ranges);
+        if !runs.is_empty() {
+            map(shared, &space, &mut stub.thread, template, page, &mut inner, &runs)?;
+        }
     }
     Ok(())
 }

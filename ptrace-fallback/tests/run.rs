@@ -214,3 +214,46 @@ fn page_table_permissions_hold_at_every_level() {
         assert_ne!(sentry.enter(ctx, root), TrapKind::Syscall);
     });
 }
+
+#[test]
+fn a_child_starts_with_what_its_parent_had() {
+    let program = program!(forked:
+        "2: mov rdi, 0x20000000",
+        "mov rsi, [rdi]",
+        "mov rdx, [rdi + 0x300000]",
+        "mov [rsp - 8], rsi",
+        "mov eax, 57",
+        "syscall",
+        "jmp 2b");
+    let rig = Rig::new(1);
+    rig.run(0, move |sentry| {
+        use sentry_abi::para::Op;
+        let rig = &sentry.rig;
+        let root = sentry.space(program);
+        for address in [0x2000_0000, 0x2030_0000] {
+            rig.map(root, address, rig.user_pages(1), W | NX);
+        }
+        let ctx = rig.context(1, CODE, STACK);
+        assert_eq!(sentry.syscall(ctx, root), 57);
+        // A fork: the same pages, read-only in both.
+        let child = rig.kernel_page();
+        assert_eq!(sentry.call(Op::CreateSpace, [child, 0, 0, 0]), 0);
+        for address in [CODE, STACK - PAGE_SIZE, 0x2000_0000, 0x2030_0000] {
+            let entry = rig.entry(root, address);
+            entry.fetch_and(!W, Ordering::SeqCst);
+            rig.entry(child, address).store(entry.load(Ordering::SeqCst), Ordering::SeqCst);
+        }
+        sentry.flush(root, 0, u64::MAX);
+        let stops = rig.counter(Counter::StubStops);
+        let second = rig.context(2, CODE, STACK);
+        // Only the write stops it.
+        assert_eq!(sentry.enter(second, child), TrapKind::Exception);
+        assert_eq!((second.vector, second.address), (vector::PF, STACK - 8));
+        assert_eq!(second.error_code, pf::USER | pf::PRESENT | pf::WRITE);
+        assert_eq!(rig.counter(Counter::StubStops) - stops, 1);
+        rig.map(child, STACK - PAGE_SIZE, rig.user_pages(1), W | NX);
+        assert_eq!(sentry.syscall(second, child), 57);
+        assert_eq!(sentry.enter(ctx, root), TrapKind::Exception);
+        assert_eq!((ctx.vector, ctx.address), (vector::PF, STACK - 8));
+    });
+}
