@@ -80,6 +80,7 @@ const GROUPS: &[&[Syscall]] = &[
     crate::mm::syscalls::CALLS,
     crate::signal::syscalls::CALLS,
     crate::task::syscalls::CALLS,
+    crate::time::syscalls::CALLS,
 ];
 
 /// One past the highest number of Linux 6.1.

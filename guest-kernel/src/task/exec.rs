@@ -308,6 +308,7 @@ pub fn commit(cur: &mut Current, image: Image) -> Result<()> {
     }
     process.dumpable.store(u32::from(!image.secure), Relaxed);
     process.set_handlers(process.handlers().after_exec());
+    process.timers.delete_all_posix();
     process.exit_signal.store(crate::signal::set::SIGCHLD, Relaxed);
     process.has_executed.store(true, Relaxed);
     task.set_creds(image.creds);

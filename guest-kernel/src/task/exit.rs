@@ -138,6 +138,7 @@ fn end(table: &mut Table, process: &Arc<Process>, status: u32, after: &mut After
         after.sandbox = Some(status);
         return;
     }
+    process.timers.delete_all();
     let session = process.session();
     if session.sid == process.pid {
         if let Some(terminal) = session.terminal() {

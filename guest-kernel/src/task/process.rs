@@ -14,7 +14,7 @@ use super::{ExecFile, Limits, Pid, Session, Task, times::Usage};
 use crate::{
     signal::{action::Handlers, queue::Queue},
     sync::{SpinLock, WaitQueue},
-    time,
+    time::{self, timers::ProcessTimers},
 };
 
 pub struct Process {
@@ -56,6 +56,8 @@ pub struct Process {
     pub oom_score_adj: AtomicI32,
     /// The program file, for /proc/pid/exe.
     pub exe: SpinLock<Option<Arc<dyn ExecFile>>>,
+    /// setitimer and POSIX timers.
+    pub timers: ProcessTimers,
     /// Real uid of the thread that ended last.
     pub last_uid: AtomicU32,
 }
@@ -114,6 +116,7 @@ impl Process {
             has_executed: AtomicBool::new(false),
             oom_score_adj: AtomicI32::new(0),
             exe: SpinLock::new(None),
+            timers: ProcessTimers::default(),
             last_uid: AtomicU32::new(0),
         }
     }

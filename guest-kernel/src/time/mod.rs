@@ -3,8 +3,15 @@
 //! The boot parameters give one sample and the frequency. Later samples correct the frequency's error: taken when a clock is
 //! read and the last is older than [`RESAMPLE`], by whoever reads, so an idle sandbox takes none.
 
+mod clock;
+mod interval;
+pub mod syscalls;
+pub mod timerfd;
+pub mod timers;
 mod timespec;
 
+pub use clock::{Clock, CpuKind};
+pub use interval::Interval;
 pub use timespec::{Itimerspec, Itimerval, NSEC_PER_SEC, Timespec, Timeval};
 
 use core::sync::atomic::{
