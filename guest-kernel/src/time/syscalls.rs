@@ -3,8 +3,7 @@
 use alloc::{boxed::Box, sync::Arc};
 
 use super::{
-    Clock, Itimerspec, Itimerval, NSEC_PER_SEC, Timespec, Timeval, clock, monotonic, realtime,
-    timerfd::TimerFd,
+    Clock, Itimerspec, Itimerval, NSEC_PER_SEC, Timespec, Timeval, clock, monotonic, realtime, timerfd::TimerFd,
     timers::Notify,
 };
 use crate::{
