@@ -3,93 +3,30 @@
 //! Only a guess for faults on missing pages, so that a write is reported as one at once: instructions that are not known
 //! here count as reads, and a wrong guess comes back as a protection fault.
 
+use iced_x86::{Decoder, DecoderOptions, InstructionInfoFactory, OpAccess, Register};
+
 /// Whether the instruction at the start of `code` writes to `address` when it faults there. `rdi` and `rsp` are the
 /// task's: they tell the destination of a string move, and a push, from its source.
 pub fn writes(code: &[u8], address: u64, rdi: u64, rsp: u64) -> bool {
-    let mut bytes = code.iter().copied();
-    let mut operand_size = false;
-    let mut byte = loop {
-        match bytes.next() {
-            Some(0x66) => operand_size = true,
-            Some(0xf0 | 0xf2 | 0xf3 | 0x2e | 0x36 | 0x3e | 0x26 | 0x64 | 0x65 | 0x67) => {}
-            Some(byte) => break byte,
-            None => return false,
-        }
-    };
-    if byte & 0xf0 == 0x40 {
-        match bytes.next() {
-            Some(next) => byte = next,
-            None => return false,
-        }
+    let instruction = Decoder::new(64, code, DecoderOptions::NONE).decode();
+    if instruction.is_invalid() {
+        return false;
     }
     let near = |base: u64| address.wrapping_sub(base) < 64 || base.wrapping_sub(address) < 64;
-    let mut reg = || bytes.next().map(|modrm| modrm >> 3 & 7);
-    match byte {
-        0x0f => match bytes.next() {
-            Some(0x38) => bytes.next().is_some_and(|op| op == 0xf1 && !operand_size),
-            Some(op @ (0xba | 0xc7 | 0xae)) => match (op, bytes.next().map(|modrm| modrm >> 3 & 7)) {
-                (0xba, Some(bit)) => bit > 4,
-                (0xc7, Some(1 | 4 | 5)) => true,
-                // fxsave, stmxcsr, xsave, xsaveopt.
-                (0xae, Some(0 | 3 | 4 | 6)) => true,
-                _ => false,
-            },
-            Some(op) => {
-                store_0f(op)
-                    || matches!(
-                        op,
-                        0x90..=0x9f | 0xa4 | 0xa5 | 0xab | 0xac | 0xad | 0xb0 | 0xb1 | 0xb3 | 0xbb | 0xc0 | 0xc1
-                    )
-                    || (matches!(op, 0xa0 | 0xa8) && near(rsp))
-            }
-            None => false,
-        },
-        // add, or, adc, sbb, and, sub, xor (cmp only reads) with a memory destination.
-        0x00..=0x35 => byte & 7 < 2,
-        0x50..=0x57 | 0x68 | 0x6a | 0xe8 | 0x9c | 0xc8 => near(rsp),
-        0x80..=0x83 => reg().is_some_and(|op| op != 7),
-        0x86..=0x89 | 0xc6 | 0xc7 | 0x8c | 0x8f | 0xa2 | 0xa3 => true,
-        0xa4 | 0xa5 | 0x6c | 0x6d => near(rdi),
-        0xaa | 0xab => true,
-        0xc0 | 0xc1 | 0xd0..=0xd3 => true,
-        0xd9 | 0xdd | 0xdb | 0xdf => reg().is_some_and(|op| matches!(op, 1 | 2 | 3 | 6 | 7)),
-        0xf6 | 0xf7 => reg().is_some_and(|op| matches!(op, 2 | 3)),
-        0xfe => true,
-        0xff => match reg() {
-            Some(0 | 1) => true,
-            // call and push: the target is read, the stack is written.
-            Some(2 | 3 | 6) => near(rsp),
-            _ => false,
-        },
-        // VEX: the map in the low bits of the second byte, or map 1 in the short form.
-        0xc5 => {
-            let Some(_) = bytes.next() else { return false };
-            bytes.next().is_some_and(store_0f)
-        }
-        0xc4 => {
-            let (Some(map), Some(_), Some(op)) = (bytes.next(), bytes.next(), bytes.next()) else { return false };
-            match map & 0x1f {
-                1 => store_0f(op),
-                2 => matches!(op, 0x2e | 0x2f | 0x8e),
-                3 => matches!(op, 0x14..=0x17 | 0x19 | 0x1d | 0x39),
-                _ => false,
-            }
-        }
-        // EVEX.
-        0x62 => {
-            let (Some(map), Some(_), Some(_), Some(op)) = (bytes.next(), bytes.next(), bytes.next(), bytes.next())
-            else {
-                return false;
-            };
-            map & 7 == 1 && store_0f(op)
-        }
-        _ => false,
+    let mut factory = InstructionInfoFactory::new();
+    let memory = factory.info(&instruction).used_memory();
+    let is_write = |access| {
+        matches!(access, OpAccess::Write | OpAccess::ReadWrite | OpAccess::CondWrite | OpAccess::ReadCondWrite)
+    };
+    match memory {
+        [only] => is_write(only.access()),
+        // One is read and another written: the written one is where RDI or RSP points.
+        several => several.iter().filter(|m| is_write(m.access())).any(|m| match m.base() {
+            Register::RSP | Register::ESP => near(rsp),
+            Register::RDI | Register::EDI => near(rdi),
+            _ => true,
+        }),
     }
-}
-
-/// Stores of the two-byte map that exist with and without VEX.
-fn store_0f(op: u8) -> bool {
-    matches!(op, 0x11 | 0x13 | 0x17 | 0x29 | 0x2b | 0x7e | 0x7f | 0xc3 | 0xd6 | 0xe7)
 }
 
 #[cfg(test)]
@@ -139,6 +76,7 @@ mod tests {
             &[0x03, 0x07],             // add eax, [rdi]
             &[0x0f, 0x10, 0x07],       // movups xmm0, [rdi]
             &[0xc5, 0xfe, 0x6f, 0x07], // vmovdqu ymm0, [rdi]
+            &[0xf3, 0x0f, 0x7e, 0x07], // movq xmm0, [rdi]
             &[0xf6, 0x07, 0x01],       // test byte [rdi], 1
             &[],
             &[0x48],
