@@ -95,7 +95,7 @@ impl Inode for AnonInode {
         &*self.fs
     }
 
-    fn open_special(&self, flags: OpenFlags) -> Option<Result<Arc<dyn FileOps>>> {
+    fn open_special(self: Arc<Self>, flags: OpenFlags) -> Option<Result<Arc<dyn FileOps>>> {
         self.reopen.get().map(|reopen| reopen(flags))
     }
 }

@@ -205,7 +205,7 @@ pub trait Inode: Any + Send + Sync {
 
     /// Opens a device, FIFO or socket that has its own way to be opened (streams of the host, anonymous pipes). None: by
     /// device number, or by inode for a FIFO.
-    fn open_special(&self, _flags: OpenFlags) -> Option<Result<Arc<dyn FileOps>>> {
+    fn open_special(self: Arc<Self>, _flags: OpenFlags) -> Option<Result<Arc<dyn FileOps>>> {
         None
     }
 

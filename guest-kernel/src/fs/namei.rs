@@ -159,7 +159,7 @@ pub fn open_checked(found: &Path, flags: OpenFlags) -> Result<Arc<File>> {
     let ops = match inode.file_type() {
         FileType::Regular | FileType::Directory => inode.clone().open(flags)?,
         FileType::Symlink => return Err(ELOOP),
-        special => match (inode.open_special(flags), special) {
+        special => match (inode.clone().open_special(flags), special) {
             (Some(ops), _) => ops?,
             (None, FileType::CharDevice) => dev::open(inode.stat()?.rdev, flags)?,
             (None, FileType::Fifo) => pipe::open_fifo(inode, flags)?,

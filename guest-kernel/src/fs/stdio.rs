@@ -116,6 +116,15 @@ impl Inode for HostInode {
     fn filesystem(&self) -> &dyn FileSystem {
         &**self.fs
     }
+
+    /// Through /dev/stdin and the like: the host's description is shared.
+    fn open_special(self: Arc<Self>, _flags: OpenFlags) -> Option<Result<Arc<dyn FileOps>>> {
+        Some(Ok(Arc::new(HostFile(self))))
+    }
+
+    fn open(self: Arc<Self>, _flags: OpenFlags) -> Result<Arc<dyn FileOps>> {
+        Ok(Arc::new(HostFile(self)))
+    }
 }
 
 /// An open file on a stream. All share the host's description, so a second one differs in its flags only.
