@@ -24,3 +24,4 @@ pub mod sync;
 pub mod syscall;
 pub mod task;
 pub mod time;
+pub mod uts;

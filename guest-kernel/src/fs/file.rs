@@ -4,7 +4,7 @@ use alloc::{sync::Arc, vec::Vec};
 use core::{
     any::Any,
     sync::atomic::{
-        AtomicU32,
+        AtomicU32, AtomicU64,
         Ordering::{Relaxed, SeqCst},
     },
 };
@@ -214,6 +214,13 @@ pub struct File {
     pub owner: SpinLock<AsyncOwner>,
 }
 
+static OPEN: AtomicU64 = AtomicU64::new(0);
+
+/// Open file descriptions there are.
+pub fn open_files() -> u64 {
+    OPEN.load(Relaxed)
+}
+
 /// Largest file offset.
 const MAX_OFFSET: u64 = i64::MAX as u64;
 
@@ -227,6 +234,7 @@ impl File {
                 | OpenFlags::TRUNC
                 | OpenFlags::CLOEXEC
                 | OpenFlags::TMPFILE);
+        OPEN.fetch_add(1, Relaxed);
         Arc::new(File {
             ops,
             path,
@@ -464,6 +472,7 @@ impl File {
 
 impl Drop for File {
     fn drop(&mut self) {
+        OPEN.fetch_sub(1, Relaxed);
         locks::release_description(self.path.inode(), core::ptr::from_ref(self) as usize);
     }
 }

@@ -7,6 +7,7 @@ use sentry_abi::config::{ContainerConfig, Mount as MountConfig, MountSource};
 use super::{
     FileSystem, FsContext, Inode, Mount, MountFlags, NewAttr, NewNode, Path, Walk, dev, gofer,
     namei::{self, Caller},
+    proc::{ProcFs, configure_sysctls},
     tmpfs::Tmpfs,
 };
 use crate::{
@@ -14,6 +15,7 @@ use crate::{
     mm::frames,
     sync::SpinLock,
     task::creds::Creds,
+    uts,
 };
 
 /// What went wrong with which mount.
@@ -42,6 +44,10 @@ pub fn namespace_root() -> Option<Path> {
 
 /// Mounts everything the configuration asks for, the root first.
 pub fn setup(config: &ContainerConfig) -> Result<Arc<FsContext>, SetupError> {
+    uts::configure(&config.hostname, &config.domainname);
+    for unknown in configure_sysctls(&config.sysctls) {
+        crate::warn!("sysctl {unknown} is not there: ignored");
+    }
     let Some((root_config, others)) = config.mounts.split_first() else {
         return Err(SetupError::new(String::from("the configuration has no root mount"), EINVAL));
     };
@@ -81,13 +87,19 @@ fn source(mount: &MountConfig) -> Result<(Arc<dyn FileSystem>, Arc<dyn Inode>, S
             let (fs, root) = dev::filesystem()?;
             (fs, root, named("tmpfs"))
         }
-        MountSource::Proc | MountSource::Sysfs | MountSource::Cgroup | MountSource::Mqueue | MountSource::Devpts => {
+        MountSource::Proc => {
+            let (fs, root) = ProcFs::mount();
+            (fs, root, named("proc"))
+        }
+        MountSource::Sysfs => {
+            let (fs, root) = ProcFs::mount_sysfs();
+            (fs, root, named("sysfs"))
+        }
+        MountSource::Cgroup | MountSource::Mqueue | MountSource::Devpts => {
             let name = match &mount.source {
                 MountSource::Mqueue => "mqueue",
                 MountSource::Cgroup => "cgroup2",
-                MountSource::Devpts => "devpts",
-                MountSource::Sysfs => "sysfs",
-                _ => "proc",
+                _ => "devpts",
             };
             let fs = Tmpfs::new(0, name);
             let root = fs.make_root(NewAttr { mode: 0o555, uid: 0, gid: 0 });

@@ -81,6 +81,7 @@ const GROUPS: &[&[Syscall]] = &[
     crate::signal::syscalls::CALLS,
     crate::task::syscalls::CALLS,
     crate::time::syscalls::CALLS,
+    crate::uts::CALLS,
 ];
 
 /// One past the highest number of Linux 6.1.
