@@ -204,9 +204,8 @@ impl Node {
 
     /// Entries that come and go, with a number above `after`, in order.
     fn numbered(&self, after: i64) -> Result<Vec<(i64, Child)>> {
-        let child = |number: i32, entry, subject| {
-            (i64::from(number), Child { name: number.to_string(), entry, subject })
-        };
+        let child =
+            |number: i32, entry, subject| (i64::from(number), Child { name: number.to_string(), entry, subject });
         let children = match self.entry.what {
             What::Processes(_) => table::processes()
                 .into_iter()
@@ -305,7 +304,9 @@ impl Inode for Node {
         let now = Timespec::now();
         let links = match self.entry.what {
             What::Processes(_) => 2 + table::processes().len() as u32,
-            _ if self.is_directory() => 2 + self.fixed().iter().filter(|e| matches!(e.what, What::Dir(_))).count() as u32,
+            _ if self.is_directory() => {
+                2 + self.fixed().iter().filter(|e| matches!(e.what, What::Dir(_))).count() as u32
+            }
             _ => 1,
         };
         Ok(Stat {
@@ -350,10 +351,9 @@ impl Inode for Node {
             Subject::Process(process, pid) if matches!(self.entry.what, What::Processes(_)) => {
                 table::process(*pid).is_some_and(|p| core::ptr::eq(Arc::as_ptr(&p), process.as_ptr()))
             }
-            Subject::Fd(..) | Subject::Task(..) => !matches!(
-                self.entry.what,
-                What::Processes(_) | What::Tasks | What::Fds | What::FdInfos
-            ),
+            Subject::Fd(..) | Subject::Task(..) => {
+                !matches!(self.entry.what, What::Processes(_) | What::Tasks | What::Fds | What::FdInfos)
+            }
             _ => true,
         }
     }

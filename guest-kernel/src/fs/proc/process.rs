@@ -249,7 +249,10 @@ fn map_line(vma: &crate::mm::Vma, layout: &crate::mm::Layout) -> String {
         VmaKind::Anonymous => {
             let name = if vma.start <= layout.stack_top && layout.stack_top <= vma.end && layout.stack_top != 0 {
                 "[stack]"
-            } else if vma.start < layout.brk.next_multiple_of(4096) && layout.start_brk < vma.end && vma.start >= layout.start_brk & !4095 {
+            } else if vma.start < layout.brk.next_multiple_of(4096)
+                && layout.start_brk < vma.end
+                && vma.start >= layout.start_brk & !4095
+            {
                 "[heap]"
             } else {
                 ""
@@ -283,7 +286,8 @@ fn smaps(subject: &Subject) -> Result<Vec<u8>> {
     let mut out = String::new();
     for vma in mm.mappings() {
         out.push_str(&map_line(&vma, &layout));
-        let resident = mm.residency(vma.start, vma.len()).map_or(0, |pages| pages.iter().filter(|&&p| p & 1 != 0).count() * 4);
+        let resident =
+            mm.residency(vma.start, vma.len()).map_or(0, |pages| pages.iter().filter(|&&p| p & 1 != 0).count() * 4);
         let private = if vma.is_private() { resident } else { 0 };
         let anonymous = if matches!(vma.kind, VmaKind::Anonymous) { resident } else { 0 };
         let rows = [
@@ -327,8 +331,7 @@ fn set_oom_score_adj(subject: &Subject, value: &[u8]) -> Result<()> {
         return Err(EINVAL);
     }
     let process = subject.process()?;
-    if value < process.oom_score_adj.load(Relaxed)
-        && sched::current().is_some_and(|me| !me.capable(cap::SYS_RESOURCE))
+    if value < process.oom_score_adj.load(Relaxed) && sched::current().is_some_and(|me| !me.capable(cap::SYS_RESOURCE))
     {
         return Err(EACCES);
     }

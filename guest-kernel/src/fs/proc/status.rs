@@ -101,8 +101,11 @@ pub(super) fn stat(subject: &Subject) -> Result<Vec<u8>> {
     let mm = p.mm();
     let (size, resident) = mm.as_ref().map_or((0, 0), |mm| mm.usage());
     // Addresses are for those who may look inside.
-    let layout =
-        if subject.check_access().is_ok() { mm.as_ref().map(|mm| mm.layout()).unwrap_or_default() } else { Default::default() };
+    let layout = if subject.check_access().is_ok() {
+        mm.as_ref().map(|mm| mm.layout()).unwrap_or_default()
+    } else {
+        Default::default()
+    };
     let limits = *process.limits.lock();
     let started = p.task.as_ref().filter(|_| !p.whole).map_or(process.started, |t| t.started);
     let start = ticks(started.saturating_sub(crate::time::started()));
@@ -246,12 +249,8 @@ pub(super) fn status(subject: &Subject) -> Result<Vec<u8>> {
         let slots = p.task.as_ref().map_or(0, |t| t.files().capacity());
         let _ = writeln!(out, "FDSize:\t{slots}\nGroups:\t{groups}");
     }
-    let _ = writeln!(
-        out,
-        "NStgid:\t{pid}\nNSpid:\t{id}\nNSpgid:\t{}\nNSsid:\t{}",
-        process.pgid(),
-        process.session().sid
-    );
+    let _ =
+        writeln!(out, "NStgid:\t{pid}\nNSpid:\t{id}\nNSpgid:\t{}\nNSsid:\t{}", process.pgid(), process.session().sid);
     if let Some(mm) = p.mm() {
         let s = sizes(&mm);
         let file = s.shared.min(s.resident);
