@@ -12,12 +12,12 @@ use crate::arch::switch::SavedStack;
 
 const RUNNABLE: u8 = 0;
 const PARKED: u8 = 1;
+/// Runnable, with a wake-up that came while it was not parked: the next park returns at once.
+const NOTIFIED: u8 = 2;
 
 pub struct Entity {
     pub(super) stack: Box<SavedStack>,
     state: AtomicU8,
-    /// A wake-up that came while the task was not parked.
-    token: AtomicBool,
     pub(super) last_cpu: AtomicU32,
     /// The task's user context, on its stack; null before the first run and after the end.
     pub(super) context: AtomicPtr<UserContext>,
@@ -30,7 +30,6 @@ impl Entity {
         Entity {
             stack,
             state: AtomicU8::new(RUNNABLE),
-            token: AtomicBool::new(false),
             last_cpu: AtomicU32::new(0),
             context: AtomicPtr::new(core::ptr::null_mut()),
             interrupted: AtomicBool::new(false),
@@ -66,24 +65,26 @@ impl Entity {
 
     /// Returns whether the task must now give up its CPU; false when a wake-up was there already.
     pub(super) fn begin_park(&self) -> bool {
-        if self.token.swap(false, SeqCst) {
-            return false;
+        if self.state.compare_exchange(RUNNABLE, PARKED, SeqCst, SeqCst).is_ok() {
+            return true;
         }
-        self.state.store(PARKED, SeqCst);
-        // A wake-up between the two either left a token or has queued the task.
-        if self.token.swap(false, SeqCst) {
-            return self.state.compare_exchange(PARKED, RUNNABLE, SeqCst, SeqCst).is_err();
-        }
-        true
+        self.state.store(RUNNABLE, SeqCst);
+        false
     }
 
     /// Returns whether the caller must queue the task.
     pub(super) fn end_park(&self) -> bool {
-        self.token.store(true, SeqCst);
-        if self.state.compare_exchange(PARKED, RUNNABLE, SeqCst, SeqCst).is_err() {
-            return false;
+        // One word, so that no wake-up falls between a state and a token.
+        loop {
+            let next = match self.state.load(SeqCst) {
+                PARKED => RUNNABLE,
+                RUNNABLE => NOTIFIED,
+                _ => return false,
+            };
+            let old = if next == RUNNABLE { PARKED } else { RUNNABLE };
+            if self.state.compare_exchange(old, next, SeqCst, SeqCst).is_ok() {
+                return next == RUNNABLE;
+            }
         }
-        self.token.store(false, SeqCst);
-        true
     }
 }

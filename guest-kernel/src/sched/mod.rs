@@ -142,6 +142,10 @@ fn schedule() {
     let cpu = this_cpu();
     let previous = cpu.current.lock().clone();
     let next = cpu.next();
+    if previous.is_none() && next.is_none() {
+        // An idle CPU saw work that another one has taken since.
+        return;
+    }
     if let (Some(a), Some(b)) = (&previous, &next)
         && Arc::ptr_eq(a, b)
     {
