@@ -27,8 +27,8 @@ struct Known {
 
 impl Progress {
     /// `errno` 0: the program runs.
-    pub fn init(&self, errno: i32, what: &str) {
-        self.lock().init = Some((errno, what.to_owned()));
+    pub fn init(&self, errno: i32, message: &str) {
+        self.lock().init = Some((errno, message.to_owned()));
         self.changed.notify_all();
     }
 
@@ -83,7 +83,7 @@ impl Control {
         }
         let known = self.progress.wait(Some(START_LIMIT), |known| known.init.is_some() || known.status.is_some());
         match known.init {
-            Some((errno, what)) if errno != 0 => Reply::error(errno, what),
+            Some((errno, message)) if errno != 0 => Reply::error(errno, message),
             _ => Reply::Done,
         }
     }

@@ -162,10 +162,10 @@ pub fn build(parts: Parts, channel: &Arc<Channel>) -> Result<Built> {
             subscribers: Vec::new(),
             window_socket: Some(gofer.try_clone().context("socket of the gofer")?),
             log: log_sink(),
-            on_init: Arc::new(move |errno, what| {
-                reported.init(errno, what);
+            on_init: Arc::new(move |errno, message| {
+                reported.init(errno, message);
                 // The command may have left.
-                let _ = told.send(&Report::Init { errno, what: what.to_owned() });
+                let _ = told.send(&Report::Init { errno, message: message.to_owned() });
             }),
         },
     )?;

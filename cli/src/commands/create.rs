@@ -33,7 +33,7 @@ pub fn start(settings: &Settings, matches: &ArgMatches) -> Result<i32> {
     }
     let mut client = Client::connect(&entry.control_socket())?;
     if let Err(error) = client.start(&id) {
-        // The sandbox names what was to be run; its errno says what is wrong with it.
+        // The sandbox has said what is wrong; its errno comes with it.
         let errno = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
         return match errno {
             Some(errno) => Err(InitError::new(errno, error.to_string()).into()),

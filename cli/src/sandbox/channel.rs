@@ -27,7 +27,7 @@ pub enum Report {
     /// Everything is in place; the container's process can begin.
     Ready,
     /// Init's program has begun, or errno says why not.
-    Init { errno: i32, what: String },
+    Init { errno: i32, message: String },
     /// The command may end.
     Detached,
     /// The container has ended with this wait status.
@@ -91,7 +91,7 @@ mod tests {
     #[test]
     fn messages_and_the_end() {
         let (a, b) = Channel::pair().expect("pair");
-        let report = Report::Init { errno: 2, what: "x".into() };
+        let report = Report::Init { errno: 2, message: "x".into() };
         a.send(&report).expect("send");
         assert_eq!(b.receive::<Report>().expect("receive"), Some(report));
         drop(a);

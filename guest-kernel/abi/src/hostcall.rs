@@ -38,7 +38,7 @@ pub enum Op {
     /// `(handle)`: the file handle is not needed any more.
     WindowForget = 10,
     /// `(errno, gpa, len)`: the container's init has begun its program (0), or that failed with a positive errno; the text
-    /// says what was to be run. A failure is followed by [`Op::Exit`] with status 127 << 8 or 126 << 8.
+    /// is the error's message. A failure is followed by [`Op::Exit`] with status 127 << 8 or 126 << 8.
     InitResult = 11,
 }
 

@@ -127,6 +127,9 @@ mod guest {
 
     global_asm!(
         ".pushsection .rodata.kvm_probe, \"a\"",
+        // Other code generation units refer to them.
+        ".globl kvm_probe_start, kvm_probe_syscall, kvm_probe_fault, kvm_probe_exception, kvm_probe_end",
+        ".hidden kvm_probe_start, kvm_probe_syscall, kvm_probe_fault, kvm_probe_exception, kvm_probe_end",
         ".balign 16",
         "kvm_probe_start:",
         "   lea rcx, [rip + 3f]",
