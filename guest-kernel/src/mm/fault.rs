@@ -98,17 +98,21 @@ impl AddressSpace {
     }
 
     fn fault_anonymous(&self, inner: &Inner, vma: &Vma, page: u64) -> Result<(), FaultError> {
-        // The aligned block around the page, if all of it is unmapped and inside the mapping.
-        let span = AROUND_ANONYMOUS * PAGE_SIZE;
-        let block = page & !(span - 1);
-        let mut whole = block >= vma.start && block + span <= vma.end;
-        if whole {
-            inner.table.for_each(block, block + span, |_, _| whole = false);
+        // The largest aligned block around the page that is inside the mapping and unmapped.
+        let mut pages = AROUND_ANONYMOUS;
+        while pages > 1 {
+            let (block, end) = (page & !(pages * PAGE_SIZE - 1), (page | (pages * PAGE_SIZE - 1)) + 1);
+            let mut whole = block >= vma.start && end <= vma.end;
+            if whole {
+                inner.table.for_each(block, end, |_, _| whole = false);
+            }
+            if whole {
+                break;
+            }
+            pages /= 2;
         }
-        let order = if whole { AROUND_ANONYMOUS.trailing_zeros() as usize } else { 0 };
-        let (gpa, start, pages) = match frames::alloc(order) {
-            Ok(gpa) if whole => (gpa, block, AROUND_ANONYMOUS),
-            Ok(gpa) => (gpa, page, 1),
+        let (gpa, start, pages) = match frames::alloc(pages.trailing_zeros() as usize) {
+            Ok(gpa) => (gpa, page & !(pages * PAGE_SIZE - 1), pages),
             // Memory is short or scattered: the one page will do.
             Err(_) => (frames::alloc(0).map_err(|_| FaultError::NoMemory)?, page, 1),
         };
@@ -136,16 +140,28 @@ impl AddressSpace {
         let writable = shared && (write || !needs_write_notice(&extent)) && vma.prot.contains(Prot::WRITE);
         let bits =
             PRESENT | USER | if writable { permission(vma.prot) } else { permission(vma.prot) & !(WRITE | DIRTY) };
-        let mut mapped = 0;
-        for i in 0..extent.pages.min(max) {
-            let Ok(entry) = inner.table.entry_or_create(page + i * PAGE_SIZE) else { break };
+        let map = |address: u64, gpa: u64| {
+            let Ok(entry) = inner.table.entry_or_create(address) else { return false };
             if entry.load(SeqCst) & PRESENT != 0 {
-                break;
+                return false;
             }
-            let gpa = extent.gpa + i * PAGE_SIZE;
             frames::get(gpa);
             entry.store(gpa | bits, SeqCst);
-            mapped += 1;
+            true
+        };
+        let ahead = 0..extent.pages.min(max);
+        let mut mapped = ahead.take_while(|i| map(page + i * PAGE_SIZE, extent.gpa + i * PAGE_SIZE)).count() as u64;
+        // A file in the window is there as a whole: what lies before the page in its block comes at no cost.
+        let block = (page & !(AROUND_OBJECT * PAGE_SIZE - 1)).max(vma.start);
+        let back = (page - block) / PAGE_SIZE;
+        if back > 0
+            && !frames::is_user(extent.gpa)
+            && let Ok(before) = pager.fault(index - back, back, false)
+            && before.pages == back
+            && before.gpa + back * PAGE_SIZE == extent.gpa
+        {
+            let behind = 1..=back;
+            mapped += behind.take_while(|i| map(page - i * PAGE_SIZE, extent.gpa - i * PAGE_SIZE)).count() as u64;
         }
         self.mapped(mapped);
         if mapped == 0 { Err(FaultError::NoMemory) } else { Ok(()) }
