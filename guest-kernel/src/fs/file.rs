@@ -1,6 +1,6 @@
 //! Open files: what a file does once open ([`FileOps`]), and the open file description descriptors refer to ([`File`]).
 
-use alloc::{sync::Arc, vec::Vec};
+use alloc::{string::String, sync::Arc, vec::Vec};
 use core::{
     any::Any,
     sync::atomic::{
@@ -188,7 +188,7 @@ pub trait FileOps: Any + Send + Sync {
     }
 
     /// Extra lines for /proc/pid/fdinfo.
-    fn fdinfo(&self, _out: &mut alloc::string::String) {}
+    fn fdinfo(&self, _out: &mut String) {}
 }
 
 impl dyn FileOps {
@@ -449,7 +449,10 @@ impl File {
     }
 
     pub fn mmap(&self) -> Result<Arc<dyn Pager>> {
-        self.ops.mmap(self)
+        let pager = self.ops.mmap(self)?;
+        let root = super::namespace_root().unwrap_or_else(|| self.path.clone());
+        pager.set_name(String::from_utf8_lossy(&self.path.display(&root)).into_owned());
+        Ok(pager)
     }
 
     /// The whole content, at most `max` bytes (EFBIG beyond).

@@ -619,11 +619,8 @@ impl FileOps for Node {
         }
     }
 
-    fn mmap(&self, file: &File) -> Result<Arc<dyn Pager>> {
+    fn mmap(&self, _file: &File) -> Result<Arc<dyn Pager>> {
         let (pages, _) = self.regular().map_err(|_| ENODEV)?;
-        let path = file.path();
-        let shown = path.display(&super::namespace_root().unwrap_or_else(|| path.clone()));
-        pages.set_name(String::from_utf8_lossy(&shown).into_owned());
         Ok(pages.clone())
     }
 

@@ -33,6 +33,9 @@ pub trait Pager: Send + Sync {
 
     /// Device, inode and path for /proc/pid/maps.
     fn identity(&self) -> (u64, u64, String);
+
+    /// The path that it was mapped by last, for [`Pager::identity`].
+    fn set_name(&self, _name: String) {}
 }
 
 /// Address spaces that map an object.

@@ -74,12 +74,6 @@ impl SharedPages {
         self
     }
 
-    /// What /proc/pid/maps shows from now on.
-    pub fn set_name(&self, name: String) {
-        let old = core::mem::replace(&mut *self.name.lock(), name);
-        drop(old);
-    }
-
     pub fn size(&self) -> u64 {
         self.size.load(SeqCst)
     }
@@ -273,5 +267,10 @@ impl Pager for SharedPages {
 
     fn identity(&self) -> (u64, u64, String) {
         (self.identity.0, self.identity.1, self.name.lock().clone())
+    }
+
+    fn set_name(&self, name: String) {
+        let old = core::mem::replace(&mut *self.name.lock(), name);
+        drop(old);
     }
 }

@@ -361,6 +361,11 @@ impl Pager for Node {
     }
 
     fn identity(&self) -> (u64, u64, String) {
-        (self.fs.device(), self.ino(), String::new())
+        (self.fs.device(), self.ino(), self.mapped_as.lock().clone())
+    }
+
+    fn set_name(&self, name: String) {
+        let old = core::mem::replace(&mut *self.mapped_as.lock(), name);
+        drop(old);
     }
 }

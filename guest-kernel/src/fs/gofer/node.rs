@@ -1,6 +1,7 @@
 //! Nodes: the files of a mount as they are known here.
 
 use alloc::{
+    string::String,
     sync::{Arc, Weak},
     vec::Vec,
 };
@@ -61,6 +62,8 @@ pub struct Node {
     /// Segments that were replaced while something mapped them.
     pub(super) retired: SpinLock<Vec<Arc<Segment>>>,
     pub(super) mapped: MappingList,
+    /// Path of the last mapping, for /proc.
+    pub(super) mapped_as: SpinLock<String>,
     pub(super) listing: SpinLock<Option<Arc<Listing>>>,
     /// A symbolic link's text: it never changes.
     pub(super) target: Once<Vec<u8>>,
@@ -121,6 +124,7 @@ impl GoferFs {
             segments: Segments::default(),
             retired: SpinLock::default(),
             mapped: MappingList::new(),
+            mapped_as: SpinLock::default(),
             listing: SpinLock::default(),
             target: Once::new(),
         });
