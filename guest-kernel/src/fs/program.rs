@@ -52,6 +52,10 @@ impl ExecFile for Program {
         self.file.path().display(&self.root)
     }
 
+    fn place(&self) -> Option<Path> {
+        Some(self.file.path().clone())
+    }
+
     fn owner(&self) -> FileOwner {
         let nosuid = self.file.path().mount.flags().contains(MountFlags::NOSUID);
         match self.file.stat() {

@@ -2,7 +2,7 @@
 
 use alloc::{collections::VecDeque, string::String, sync::Arc};
 use core::sync::atomic::{
-    AtomicU8, AtomicU32, AtomicU64,
+    AtomicBool, AtomicU8, AtomicU32, AtomicU64,
     Ordering::{Relaxed, SeqCst},
 };
 
@@ -35,6 +35,8 @@ pub struct Cpu {
     pub idle: SavedStack,
     state: AtomicU8,
     view: CpuView,
+    /// Has left user mode since a [`super::synchronize_user`] asked.
+    pub synchronized: AtomicBool,
     /// Deadline the timer is armed for.
     pub armed: AtomicU64,
     /// When the running task must give way; `u64::MAX` while nobody waits.
@@ -49,6 +51,7 @@ pub static CPUS: [Cpu; MAX_CPUS] = [const {
         idle: SavedStack::boot(),
         state: AtomicU8::new(CpuState::Offline as u8),
         view: CpuView::new(),
+        synchronized: AtomicBool::new(true),
         armed: AtomicU64::new(u64::MAX),
         slice_end: AtomicU64::new(u64::MAX),
     }
@@ -127,6 +130,7 @@ impl Cpu {
 pub fn leave_user() {
     let cpu = &CPUS[arch::cpu_index()];
     cpu.set_state(CpuState::Kernel);
+    cpu.synchronized.store(true, Relaxed);
     cpu.view.leave();
 }
 

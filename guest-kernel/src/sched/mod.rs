@@ -89,6 +89,25 @@ pub fn unpark(task: &Arc<Task>) {
     }
 }
 
+/// Every CPU that runs user code (of the address space `root`, if `only`) has been through the kernel on return, which is a
+/// full memory barrier for what it runs.
+pub fn synchronize_user(root: u64, only: bool) {
+    core::sync::atomic::fence(SeqCst);
+    let me = arch::cpu_index();
+    let running: smallvec::SmallVec<[usize; 8]> = (0..cpus_online())
+        .filter(|&i| i != me && CPUS[i].state() == CpuState::User && (!only || view(i).is_in(root)))
+        .collect();
+    for &cpu in &running {
+        CPUS[cpu].synchronized.store(false, SeqCst);
+        arch::send_interrupt(cpu, sentry_abi::irq::IPI);
+    }
+    for &cpu in &running {
+        while CPUS[cpu].state() == CpuState::User && !CPUS[cpu].synchronized.load(SeqCst) {
+            core::hint::spin_loop();
+        }
+    }
+}
+
 /// Gets a task's attention: it leaves an interruptible wait or user mode and looks for what there is to do.
 pub fn interrupt(task: &Arc<Task>) {
     task.sched.set_interrupted(true);

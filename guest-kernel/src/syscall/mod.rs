@@ -3,6 +3,7 @@
 //! Each subsystem lists its rows with [`syscalls!`](crate::syscalls) beside its handlers; here they become one table. A
 //! handler gets typed arguments, decoded by [`Arg`]: what the type rejects is the call's errno before the handler runs.
 
+mod absent;
 mod args;
 mod strace;
 
@@ -79,7 +80,14 @@ const GROUPS: &[&[Syscall]] = &[
     crate::futex::syscalls::CALLS,
     crate::mm::syscalls::CALLS,
     crate::signal::syscalls::CALLS,
+    crate::task::groups::CALLS,
+    crate::task::ids::CALLS,
+    crate::task::info::CALLS,
+    crate::task::prctl::CALLS,
+    crate::task::rlimit::CALLS,
+    crate::task::scheduling::CALLS,
     crate::task::syscalls::CALLS,
+    absent::CALLS,
     crate::time::syscalls::CALLS,
     crate::uts::CALLS,
 ];

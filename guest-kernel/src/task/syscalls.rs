@@ -10,13 +10,13 @@ use super::{
     Pid,
     clone::{self, CLONE_ARGS_SIZE_VER0, CloneArgs, CloneFlags, CloneRequest},
     exec::{self, ExecFile, Request},
-    exit, program, stack,
+    exit, stack,
     times::Usage,
     wait::{self, WaitOptions, Which},
 };
 use crate::{
-    errno::{E2BIG, EFAULT, EINVAL, ENOENT, EPERM, ESRCH, Result},
-    fs,
+    errno::{E2BIG, EINVAL, ENOENT, ESRCH, Result},
+    fs::program,
     mm::user::{UserAddr, UserPtr},
     signal::{
         info::{SIGINFO_SIZE, SigInfo},
@@ -37,7 +37,6 @@ syscalls! { pub CALLS;
     60 exit(status: i32) = exit, Full, "", "process";
     61 wait4(pid: i32, status: UserPtr<u32>, options: Hex, usage: UserPtr<Rusage>) = wait4, Full, "", "process";
     110 getppid() = getppid, Full, "", "process";
-    158 arch_prctl(code: u32, addr: Hex) = arch_prctl, Full, "", "ident";
     186 gettid() = gettid, Full, "", "process";
     218 set_tid_address(tidptr: UserAddr) = set_tid_address, Full, "", "process";
     231 exit_group(status: i32) = exit_group, Full, "", "process";
@@ -230,37 +229,9 @@ fn set_tid_address(cur: &mut Current, tidptr: UserAddr) -> Result<Pid> {
     Ok(cur.task.tid())
 }
 
-const ARCH_SET_GS: u32 = 0x1001;
-const ARCH_SET_FS: u32 = 0x1002;
-const ARCH_GET_FS: u32 = 0x1003;
-const ARCH_GET_GS: u32 = 0x1004;
-const ARCH_GET_CPUID: u32 = 0x1011;
-
-fn arch_prctl(cur: &mut Current, code: u32, addr: Hex) -> Result<u64> {
-    match code {
-        ARCH_SET_FS | ARCH_SET_GS => {
-            if addr.0 >= sentry_abi::layout::USER_TOP {
-                return Err(EPERM);
-            }
-            let registers = cur.registers_mut();
-            *(if code == ARCH_SET_FS { &mut registers.fs_base } else { &mut registers.gs_base }) = addr.0;
-            Ok(0)
-        }
-        ARCH_GET_FS | ARCH_GET_GS => {
-            let registers = cur.registers();
-            let base = if code == ARCH_GET_FS { registers.fs_base } else { registers.gs_base };
-            cur.mm.write_value(UserPtr::new(UserAddr(addr.0)), &base).map_err(|_| EFAULT)?;
-            Ok(0)
-        }
-        // CPUID works in programs.
-        ARCH_GET_CPUID => Ok(1),
-        _ => Err(EINVAL),
-    }
-}
-
 fn execve(cur: &mut Current, path: UserPath, argv: UserPtr<u64>, envp: UserPtr<u64>) -> Result<()> {
-    let path = cur.mm.read_cstr(path.0, fs::PATH_MAX)?;
-    let file = program::open_as(&cur.task, &path)?;
+    let path = cur.path(path)?;
+    let file = program::open(&cur.caller(), None, &path, true)?;
     execute(cur, file, path, argv, envp)
 }
 
@@ -279,25 +250,20 @@ fn execveat(
     if flags.0 & !(AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH) != 0 {
         return Err(EINVAL);
     }
-    let path = cur.mm.read_cstr(path.0, fs::PATH_MAX)?;
-    let context = cur.task.fs();
-    let creds = cur.task.creds();
+    let path = cur.path(path)?;
+    let caller = cur.caller();
     let named = alloc::format!("/dev/fd/{}", dirfd.0).into_bytes();
-    let (file, name) = if path.is_empty() {
+    if path.is_empty() {
         if flags.0 & AT_EMPTY_PATH == 0 {
             return Err(ENOENT);
         }
-        let place = if dirfd.0 == AT_FDCWD { context.cwd() } else { cur.task.files().get(dirfd.0)?.path().clone() };
-        (program::open_place(&context.root(), place, &creds)?, named)
-    } else {
-        let absolute = path.starts_with(b"/");
-        let start =
-            if absolute || dirfd.0 == AT_FDCWD { context.cwd() } else { cur.task.files().get(dirfd.0)?.path().clone() };
-        let follow = flags.0 & AT_SYMLINK_NOFOLLOW == 0;
-        let file = program::open(&context.root(), &start, &creds, &path, follow)?;
-        let name = if absolute || dirfd.0 == AT_FDCWD { path } else { [named, alloc::vec![b'/'], path].concat() };
-        (file, name)
-    };
+        let file = program::of_file(&caller, &*cur.any_file(dirfd)?)?;
+        return execute(cur, file, named, argv, envp);
+    }
+    let start = cur.start(dirfd, &path)?;
+    let file = program::open(&caller, start, &path, flags.0 & AT_SYMLINK_NOFOLLOW == 0)?;
+    let direct = path.starts_with(b"/") || dirfd.0 == AT_FDCWD;
+    let name = if direct { path } else { [named, alloc::vec![b'/'], path].concat() };
     execute(cur, file, name, argv, envp)
 }
 
@@ -315,7 +281,8 @@ fn execute(
     let envp = cur.mm.read_cstr_array(envp, &mut budget)?;
     let personality = task.process.personality.load(SeqCst);
     let request = Request { file, path, argv, envp };
-    let mut open = |path: &[u8]| program::open_as(&task, path);
+    let caller = cur.caller();
+    let mut open = |path: &[u8]| program::open(&caller, None, path, true);
     let image = exec::load(request, &task.creds(), &limits, personality, &mut open)?;
     exec::commit(cur, image)
 }
