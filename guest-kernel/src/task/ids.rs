@@ -312,8 +312,7 @@ fn capset(cur: &mut Current, header: UserPtr<CapHeader>, data: UserPtr<[CapData;
     let join = |part: fn(&CapData) -> u32| {
         given.iter().enumerate().map(|(i, d)| u64::from(part(d)) << (32 * i)).sum::<u64>() & ALL_CAPS
     };
-    let (effective, permitted, inheritable) =
-        (join(|d| d.effective), join(|d| d.permitted), join(|d| d.inheritable));
+    let (effective, permitted, inheritable) = (join(|d| d.effective), join(|d| d.permitted), join(|d| d.inheritable));
     let old = cur.task.creds();
     let caps = &old.caps;
     let may_inherit = if old.capable(cap::SETPCAP) { u64::MAX } else { caps.inheritable | caps.permitted };
