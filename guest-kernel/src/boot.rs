@@ -58,7 +58,7 @@ fn boot(params: &'static BootParams) {
 /// Mounts the container's files, gives it its descriptors and starts its program; ends the sandbox when that fails.
 fn start_init(config: SandboxConfig) {
     let container = &config.container;
-    task::info::set_names(&container.hostname, &container.domainname);
+    crate::uts::configure(&container.hostname, &container.domainname);
     let fs = match crate::fs::setup(container) {
         Ok(fs) => fs,
         Err(error) => {

@@ -1,114 +1,25 @@
-//! What the system says of itself: uname(2), sysinfo(2), getrandom(2), syslog(2), membarrier(2).
+//! What the system says of itself and gives: sysinfo(2), getrandom(2), syslog(2), membarrier(2).
 
-use alloc::{string::String, vec::Vec};
+use alloc::vec::Vec;
 
 use super::{Current, creds::cap, table};
 use crate::{
-    errno::{EINVAL, ENAMETOOLONG, EPERM, Result},
+    errno::{EINVAL, EPERM, Result},
     mm::{
         frames,
         user::{UserAddr, UserPtr},
     },
     random, sched,
-    sync::SpinLock,
     syscall::{Hex, Level::*, Syscall},
     syscalls, time,
 };
 
 syscalls! { pub CALLS;
-    63 uname(buf: UserPtr<UtsName>) = uname, Full, "", "ident";
     99 sysinfo(info: UserPtr<SysInfo>) = sysinfo, Full, "", "ident";
     103 syslog(kind: i32, buf: UserAddr, len: i32) = syslog, Partial, "the log is empty", "ident";
     135 personality(persona: u32) = personality, Partial, "ADDR_NO_RANDOMIZE only", "ident";
-    170 sethostname(name: UserAddr, len: usize) = sethostname, Full, "", "ident";
-    171 setdomainname(name: UserAddr, len: usize) = setdomainname, Full, "", "ident";
     318 getrandom(buf: UserAddr, len: usize, flags: Hex) = getrandom, Full, "", "ident";
     324 membarrier(command: i32, flags: u32, cpu: i32) = membarrier, Full, "", "ident";
-}
-
-/// The release whose system calls are offered.
-pub const RELEASE: &str = "6.1.0";
-pub const VERSION: &str = "#1 SMP runsc";
-const FIELD: usize = 65;
-/// Longest host or domain name.
-const NAME_MAX: usize = 64;
-
-struct Names {
-    host: String,
-    domain: String,
-}
-
-static NAMES: SpinLock<Names> = SpinLock::new(Names { host: String::new(), domain: String::new() });
-
-/// Sets the names of the container's configuration.
-pub fn set_names(host: &str, domain: &str) {
-    let cut = |s: &str| s.chars().take(NAME_MAX).collect();
-    let names = Names { host: cut(host), domain: cut(domain) };
-    *NAMES.lock() = names;
-}
-
-pub fn hostname() -> String {
-    NAMES.lock().host.clone()
-}
-
-pub fn domainname() -> String {
-    NAMES.lock().domain.clone()
-}
-
-/// struct new_utsname.
-#[derive(Clone, Copy, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable)]
-#[repr(C)]
-pub struct UtsName {
-    sysname: [u8; FIELD],
-    nodename: [u8; FIELD],
-    release: [u8; FIELD],
-    version: [u8; FIELD],
-    machine: [u8; FIELD],
-    domainname: [u8; FIELD],
-}
-
-fn field(text: &str) -> [u8; FIELD] {
-    let mut bytes = [0; FIELD];
-    let n = text.len().min(FIELD - 1);
-    bytes[..n].copy_from_slice(&text.as_bytes()[..n]);
-    bytes
-}
-
-fn uname(cur: &mut Current, buf: UserPtr<UtsName>) -> Result<()> {
-    let domain = domainname();
-    let names = UtsName {
-        sysname: field("Linux"),
-        nodename: field(&hostname()),
-        release: field(RELEASE),
-        version: field(VERSION),
-        machine: field("x86_64"),
-        domainname: field(if domain.is_empty() { "(none)" } else { &domain }),
-    };
-    cur.mm.write_value(buf, &names)
-}
-
-fn read_name(cur: &Current, name: UserAddr, len: usize) -> Result<String> {
-    if !cur.task.capable(cap::SYS_ADMIN) {
-        return Err(EPERM);
-    }
-    if len > NAME_MAX {
-        return Err(EINVAL);
-    }
-    let mut bytes = alloc::vec![0; len];
-    cur.mm.read(name, &mut bytes)?;
-    String::from_utf8(bytes).map_err(|_| ENAMETOOLONG)
-}
-
-fn sethostname(cur: &mut Current, name: UserAddr, len: usize) -> Result<()> {
-    let name = read_name(cur, name, len)?;
-    NAMES.lock().host = name;
-    Ok(())
-}
-
-fn setdomainname(cur: &mut Current, name: UserAddr, len: usize) -> Result<()> {
-    let name = read_name(cur, name, len)?;
-    NAMES.lock().domain = name;
-    Ok(())
 }
 
 /// struct sysinfo.
