@@ -308,7 +308,7 @@ impl Node {
 
     /// What open(2) must find out at once. A file that everybody may read is opened when it is first read.
     pub fn check_open(&self, write: bool) -> Result<()> {
-        let attr = if self.fs.exclusive { self.attr()? } else { self.refresh()? };
+        let attr = self.attr()?;
         if self.kind() == 0o100000 && (write || !self.fs.exclusive || attr.mode & 0o444 != 0o444) {
             self.handle(write, false)?;
         }

@@ -25,7 +25,11 @@ use crate::{
     errno::{EIO, Result},
     mm::MappingList,
     sync::{Mutex, Once, SpinLock},
+    time,
 };
+
+/// How long the attributes that a look-up on a shared mount brought are good for the call it was made for, ns.
+const LOOKUP_LIFE: u64 = 100_000;
 
 /// One of the gofer's roots, mounted.
 pub struct GoferFs {
@@ -48,6 +52,8 @@ pub struct Node {
     /// Look-ups the gofer has counted for us.
     nlookup: AtomicU64,
     cached: SpinLock<Cached>,
+    /// Shared mounts: when a look-up brought the attributes (CLOCK_MONOTONIC, ns), until they are used.
+    looked_up: AtomicU64,
     /// The gofer's open file, shared by all open files here. Held over requests, never over a copy to or from user memory.
     pub(super) handle: Mutex<Handle>,
     /// Open files here.
@@ -106,6 +112,7 @@ impl GoferFs {
             node.nlookup.fetch_add(1, Relaxed);
             if !self.exclusive {
                 node.cached.lock().set(entry.attr);
+                node.looked_up.store(time::monotonic(), Relaxed);
             }
             return Ok(node.clone());
         }
@@ -116,6 +123,7 @@ impl GoferFs {
             kind,
             nlookup: AtomicU64::new(1),
             cached: SpinLock::new(Cached::new(entry.attr)),
+            looked_up: AtomicU64::new(time::monotonic()),
             handle: Mutex::new(Handle::default()),
             opens: AtomicU32::new(0),
             reads: AtomicU32::new(0),
@@ -166,7 +174,13 @@ impl Node {
     /// Attributes: from memory on an exclusive mount, unless something here has changed the file.
     pub fn attr(&self) -> Result<fuse::Attr> {
         let cached = *self.cached.lock();
-        if self.fs.exclusive && !cached.stale { Ok(cached.attr) } else { self.refresh() }
+        if !cached.stale && (self.fs.exclusive || self.just_looked_up()) { Ok(cached.attr) } else { self.refresh() }
+    }
+
+    /// Whether the attributes came with the look-up of the path that they are now asked for. Good once.
+    fn just_looked_up(&self) -> bool {
+        let at = self.looked_up.swap(0, Relaxed);
+        at != 0 && time::monotonic().wrapping_sub(at) < LOOKUP_LIFE
     }
 
     /// Asks the gofer. Pages of a file that has become shorter are taken from who maps them: not for a page fault.
