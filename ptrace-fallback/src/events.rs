@@ -1,8 +1,14 @@
-//! The thread that turns device completions (eventfds) and timers into pending interrupts.
+//! Where device completions (eventfds) and timers become pending interrupts.
+//!
+//! While vCPU 0, which gets them, sleeps, it waits for completions itself: a hand-over by another thread would double the time
+//! of each. While it runs user code a thread does that, and kicks it. The thread also serves the timers of vCPUs in user mode.
 
 use std::{
     os::fd::{AsRawFd, OwnedFd},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     thread::JoinHandle,
 };
 
@@ -15,13 +21,15 @@ use vmm_sys_util::{
 };
 
 use crate::{
-    host::{futex, sched::CpuSet},
+    host::{epoll, futex, sched::CpuSet},
     interrupt::CpuState,
 };
 
 const TIMER_KEY: u64 = 1 << 32;
 const STOP_KEY: u64 = 1 << 33;
 const WATCH_KEY: u64 = 1 << 34;
+const DEVICES_KEY: u64 = 1 << 35;
+const WAKE_KEY: u64 = 1 << 36;
 /// How often vCPUs in user mode are looked at, ns.
 const WATCH_INTERVAL: u64 = 20_000_000;
 
@@ -35,6 +43,9 @@ pub struct Events {
     epoll: Epoll,
     cpus: Arc<[CpuState]>,
     timers: Vec<Timer>,
+    /// The completions, and what wakes vCPU 0. Part of `epoll` while `handed_over`.
+    devices: Epoll,
+    handed_over: AtomicBool,
     /// Signalled by devices, by position in the epoll keys; with the interrupt bit each sets.
     irqs: Mutex<Vec<(EventFd, u32)>>,
     stop: EventFd,
@@ -49,6 +60,9 @@ impl Events {
         let epoll = Epoll::new().context("epoll_create")?;
         let stop = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).context("eventfd")?;
         add(&epoll, &stop, STOP_KEY)?;
+        let devices = Epoll::new().context("epoll_create")?;
+        add(&devices, cpus[0].wake_fd(), WAKE_KEY)?;
+        add(&epoll, &devices, DEVICES_KEY)?;
         let mut timers = Vec::new();
         for index in 0..cpus.len() {
             timers.push(timer(&epoll, TIMER_KEY | index as u64)?);
@@ -58,6 +72,8 @@ impl Events {
             epoll,
             cpus,
             timers,
+            devices,
+            handed_over: AtomicBool::new(true),
             irqs: Mutex::default(),
             stop,
             watch,
@@ -104,16 +120,77 @@ impl Events {
         if key & TIMER_KEY != 0 {
             return self.timer_expired((key & 0xffff_ffff) as usize);
         }
-        let irqs = self.irqs.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some((fd, irq)) = irqs.get(key as usize) else { return };
-        let _ = fd.read();
-        self.cpus[0].raise(*irq);
+        if key == DEVICES_KEY {
+            self.take_completions(0, |bit| self.cpus[0].raise(bit));
+        }
+    }
+
+    /// Waits for completions, `limit` ns at most, and says what each sets.
+    fn take_completions(&self, limit: u64, mut set: impl FnMut(u32)) {
+        let mut ready = [EpollEvent::default(); 8];
+        // EINTR and the like: the caller looks again.
+        let count = epoll::wait(&self.devices, limit, &mut ready).unwrap_or(0);
+        for event in &ready[..count] {
+            if event.data() == WAKE_KEY {
+                let _ = self.cpus[0].wake_fd().read();
+                continue;
+            }
+            let irqs = self.irqs.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some((fd, irq)) = irqs.get(event.data() as usize) {
+                let _ = fd.read();
+                set(*irq);
+            }
+        }
+    }
+
+    /// vCPU 0 sleeps, as `CpuState::sleep` says.
+    pub fn sleep(&self, deadline: u64) {
+        self.take_over();
+        let cpu = &self.cpus[0];
+        cpu.sleep_among_devices(deadline, |until| {
+            let limit = if until == u64::MAX { u64::MAX } else { until.saturating_sub(futex::now()) };
+            self.take_completions(limit, |bit| cpu.note(bit));
+        });
+    }
+
+    /// vCPU 0 looks whether something has completed, unless the thread does that.
+    pub fn look(&self) {
+        if !self.handed_over.load(Relaxed) {
+            self.take_completions(0, |bit| self.cpus[0].note(bit));
+        }
+    }
+
+    /// vCPU 0 is about to run user code: the thread waits for completions.
+    pub fn hand_over(&self) {
+        if !self.handed_over.load(Relaxed) {
+            self.look();
+            self.set_handed_over(true);
+        }
+    }
+
+    fn take_over(&self) {
+        if self.handed_over.load(Relaxed) {
+            self.set_handed_over(false);
+        }
+    }
+
+    /// Only vCPU 0's thread does this.
+    fn set_handed_over(&self, on: bool) {
+        let events = if on { EventSet::IN } else { EventSet::empty() };
+        let event = EpollEvent::new(events, DEVICES_KEY);
+        if let Err(error) = self.epoll.ctl(ControlOperation::Modify, self.devices.as_raw_fd(), event) {
+            // It then stays as it is, which costs time only.
+            return log::error!("device completions: {error}");
+        }
+        self.handed_over.store(on, Relaxed);
     }
 
     /// Each signal of `fd` sets `irq` on vCPU 0.
     pub fn add_irq(&self, fd: EventFd, irq: u32) -> Result<()> {
         let mut irqs = self.irqs.lock().unwrap_or_else(PoisonError::into_inner);
-        add(&self.epoll, &fd, irqs.len() as u64)?;
+        // Two threads may look at the same completion.
+        epoll::set_nonblocking(&fd).context("completion event")?;
+        add(&self.devices, &fd, irqs.len() as u64)?;
         irqs.push((fd, irq));
         Ok(())
     }

@@ -5,7 +5,9 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 
+use anyhow::{Context, Result};
 use sentry_abi::irq;
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::{
     host::{futex, ptrace},
@@ -16,29 +18,41 @@ use crate::{
 pub const KICK_SIGNAL: i32 = libc::SIGURG;
 const NEVER: u64 = u64::MAX;
 
+const AWAKE: u32 = 0;
+const ASLEEP: u32 = 1;
+const ASLEEP_AMONG_DEVICES: u32 = 2;
+
 pub struct CpuState {
     pending: AtomicU64,
     /// The VMM asks the vCPU to return from `run`.
     stop: AtomicBool,
     /// The stub that runs for this vCPU, `pid << 32 | tid`; 0: none.
     user: AtomicU64,
-    /// 1 while the vCPU sleeps or is about to.
+    /// [`AWAKE`] or how the vCPU sleeps, or is about to.
     sleeping: AtomicU32,
+    /// Ends the sleep of a vCPU that waits for devices at the same time.
+    wake: EventFd,
     /// CLOCK_MONOTONIC ns at which the timer bit is due.
     deadline: AtomicU64,
     pub watched: Watched,
 }
 
 impl CpuState {
-    pub fn new() -> CpuState {
-        CpuState {
+    pub fn new() -> Result<CpuState> {
+        Ok(CpuState {
             pending: AtomicU64::new(0),
             stop: AtomicBool::new(false),
             user: AtomicU64::new(0),
-            sleeping: AtomicU32::new(0),
+            sleeping: AtomicU32::new(AWAKE),
+            wake: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).context("eventfd")?,
             deadline: AtomicU64::new(NEVER),
             watched: Watched::default(),
-        }
+        })
+    }
+
+    /// Readable when a sleep among devices is to end.
+    pub fn wake_fd(&self) -> &EventFd {
+        &self.wake
     }
 
     /// Makes an interrupt pending. From any thread.
@@ -70,8 +84,11 @@ impl CpuState {
     }
 
     fn notify(&self) {
-        if self.sleeping.swap(0, SeqCst) == 1 {
-            futex::wake(&self.sleeping);
+        match self.sleeping.swap(AWAKE, SeqCst) {
+            ASLEEP => futex::wake(&self.sleeping),
+            // Only a counter at its limit fails, and then it is readable.
+            ASLEEP_AMONG_DEVICES => _ = self.wake.write(1),
+            _ => {}
         }
         let user = self.user.load(SeqCst);
         if user != 0 {
@@ -99,20 +116,34 @@ impl CpuState {
 
     /// Sleeps until something is pending, a stop is asked for, or the monotonic clock reaches `deadline`.
     pub fn sleep(&self, deadline: u64) {
+        self.sleep_by(ASLEEP, deadline, |limit| futex::wait(&self.sleeping, ASLEEP, limit));
+    }
+
+    /// As [`Self::sleep`]; `wait` waits for devices and for [`Self::wake_fd`], until the time it is given.
+    pub fn sleep_among_devices(&self, deadline: u64, wait: impl FnMut(u64)) {
+        self.sleep_by(ASLEEP_AMONG_DEVICES, deadline, wait);
+    }
+
+    fn sleep_by(&self, how: u32, deadline: u64, mut wait: impl FnMut(u64)) {
         loop {
-            self.sleeping.store(1, SeqCst);
+            self.sleeping.store(how, SeqCst);
             let limit = deadline.min(self.deadline.load(SeqCst));
             if self.attention() {
                 break;
             }
-            futex::wait(&self.sleeping, 1, limit);
+            wait(limit);
             let now = if limit == NEVER { 0 } else { futex::now() };
             self.expire(now);
             if self.attention() || now >= deadline {
                 break;
             }
         }
-        self.sleeping.store(0, SeqCst);
+        self.sleeping.store(AWAKE, SeqCst);
+    }
+
+    /// Makes an interrupt pending, on the vCPU's own thread.
+    pub fn note(&self, bit: u32) {
+        self.pending.fetch_or(1 << (bit & 63), SeqCst);
     }
 
     pub fn set_deadline(&self, deadline: u64) {
@@ -138,7 +169,7 @@ mod tests {
 
     #[test]
     fn pending_keeps_from_entering() {
-        let cpu = CpuState::new();
+        let cpu = CpuState::new().unwrap();
         assert!(cpu.enter_user(1, 1));
         cpu.leave_user();
         cpu.raise(irq::IPI);
@@ -153,7 +184,7 @@ mod tests {
 
     #[test]
     fn sleep_ends_by_timer_and_by_interrupt() {
-        let cpu = CpuState::new();
+        let cpu = CpuState::new().unwrap();
         cpu.set_deadline(futex::now() + 2_000_000);
         cpu.sleep(NEVER);
         assert_eq!(cpu.take_pending(), 1 << irq::TIMER);

@@ -99,7 +99,10 @@ impl PtraceVcpu {
             FLUSH_RANGE => self.worker.flush(a0, a1, a2),
             WAIT => {
                 self.worker.idle();
-                state.sleep(a0);
+                match self.index {
+                    0 => self.shared.events.sleep(a0),
+                    _ => state.sleep(a0),
+                }
                 0
             }
             SET_TIMER => {
@@ -113,7 +116,12 @@ impl PtraceVcpu {
                 }
                 0
             }
-            TAKE_PENDING => state.take_pending(),
+            TAKE_PENDING => {
+                if self.index == 0 {
+                    self.shared.events.look();
+                }
+                state.take_pending()
+            }
             MMIO_WRITE => {
                 if !self.shared.signal_ioevent(a0, a1 as u32) {
                     self.data = (a1 as u32).to_le_bytes();

@@ -102,7 +102,7 @@ impl PtraceVm {
     pub fn new(memory: Arc<GuestMemory>, cpus: u32) -> Result<Arc<PtraceVm>> {
         ensure!((1..=MAX_CPUS as u32).contains(&cpus), "{cpus} vCPUs: not between 1 and {MAX_CPUS}");
         let zygote = Zygote::new(&memory, cpus)?;
-        let states: Arc<[CpuState]> = (0..cpus).map(|_| CpuState::new()).collect();
+        let states: Arc<[CpuState]> = (0..cpus).map(|_| CpuState::new()).collect::<Result<_>>()?;
         let shared = Shared {
             kernel: KernelMemory::new(memory.clone()),
             memory,

@@ -118,6 +118,9 @@ impl Worker {
         if stub.space.is_dead() {
             return Ok(Some(TrapKind::Dead));
         }
+        if self.index == 0 {
+            shared.events.hand_over();
+        }
         if cpu.has_pending() {
             return Ok(Some(TrapKind::Interrupt));
         }
