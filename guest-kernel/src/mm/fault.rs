@@ -28,8 +28,6 @@ pub enum FaultError {
 /// Pages mapped at once around a fault: anonymous memory, and pages of objects.
 const AROUND_ANONYMOUS: u64 = 16;
 const AROUND_OBJECT: u64 = 64;
-/// How far below a stack mapping an access may be and still grow it (the rlimit bounds the total).
-const STACK_GAP: u64 = 1 << 20;
 
 impl AddressSpace {
     /// Resolves a fault of user code, or of a copy on its behalf, at `address`. `error` is the page-fault error code
@@ -84,7 +82,6 @@ impl AddressSpace {
         let page = address & !(PAGE_SIZE - 1);
         let floor = inner.vmas.range(..start).next_back().map_or(0, |(_, v)| v.end);
         if !above.flags.contains(VmaFlags::GROWS_DOWN)
-            || start - page > STACK_GAP.max(PAGE_SIZE)
             || above.end - page > self.stack_limit()
             || page < floor + 256 * PAGE_SIZE
         {

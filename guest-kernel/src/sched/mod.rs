@@ -21,7 +21,7 @@ use crate::{
     arch,
     counters::{Counter, count},
     sync::{Wake, spin_lock_may_block},
-    task::Task,
+    task::{Task, times::Mode},
     time,
 };
 
@@ -171,11 +171,13 @@ fn schedule() {
         return;
     }
     if let Some(previous) = &previous {
+        previous.meter.switch(Mode::Off);
         arch::switch_out(previous.sched.context.load(Relaxed));
         crate::mm::quiesce();
     }
     count(Counter::ContextSwitches);
     if let Some(next) = &next {
+        next.meter.switch(Mode::System);
         next.sched.last_cpu.store(cpu.index() as u32, Relaxed);
     }
     *cpu.current.lock() = next.clone();

@@ -206,6 +206,10 @@ pub fn pop(cur: &mut Current) -> Result<SigSet> {
     let uc: UContext =
         cur.mm.read_value(UserPtr::new(UserAddr(frame_at).offset(core::mem::offset_of!(Frame, uc) as u64)?))?;
     let m = &uc.mcontext;
+    // There is one code segment for user mode; the CPU would fault on any other.
+    if m.cs | 3 != USER_CS as u16 {
+        return Err(EFAULT);
+    }
     load_fpstate(cur, m.fpstate)?;
     let old = *cur.registers();
     let new = Registers {

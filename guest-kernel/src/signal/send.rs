@@ -118,6 +118,10 @@ fn is_ignored(process: &Process, target: &Task, signal: u32, origin: Origin) -> 
 
 /// Gets the attention of a thread that can take the signal; a fatal one ends all of them at once.
 fn wake_one(process: &Process, state: &mut State, only: Option<&Arc<Task>>, signal: u32) {
+    // A stopped process looks at nothing but SIGKILL until it continues.
+    if state.stop.is_some() && signal != SIGKILL {
+        return;
+    }
     let wants = |task: &Task| {
         !task.blocked().contains(signal)
             || task.awaited.load(core::sync::atomic::Ordering::SeqCst) & 1 << (signal - 1) != 0
