@@ -65,10 +65,25 @@ impl AsFd for Signals {
     }
 }
 
+/// What is sent to a whole group of processes (by a terminal, or by a service manager that stops a service): the command
+/// alone answers for the container. Our other processes end when it does.
+const IGNORED: &[i32] = &[
+    libc::SIGHUP,
+    libc::SIGINT,
+    libc::SIGQUIT,
+    libc::SIGTERM,
+    libc::SIGTSTP,
+    libc::SIGTTIN,
+    libc::SIGTTOU,
+];
+
 /// In a process made by the command: no signal is blocked, and a terminal of the caller is not its business.
 pub fn reset() {
-    // SAFETY: plain values and pointers to an initialised set.
+    // SAFETY: plain values and pointers to an initialised set; ignoring a signal installs no code.
     unsafe {
+        for signal in IGNORED {
+            libc::signal(*signal, libc::SIG_IGN);
+        }
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut set);
         libc::sigprocmask(libc::SIG_SETMASK, &set, std::ptr::null_mut());
