@@ -67,15 +67,8 @@ impl AsFd for Signals {
 
 /// What is sent to a whole group of processes (by a terminal, or by a service manager that stops a service): the command
 /// alone answers for the container. Our other processes end when it does.
-const IGNORED: &[i32] = &[
-    libc::SIGHUP,
-    libc::SIGINT,
-    libc::SIGQUIT,
-    libc::SIGTERM,
-    libc::SIGTSTP,
-    libc::SIGTTIN,
-    libc::SIGTTOU,
-];
+const IGNORED: &[i32] =
+    &[libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGTSTP, libc::SIGTTIN, libc::SIGTTOU];
 
 /// In a process made by the command: no signal is blocked, and a terminal of the caller is not its business.
 pub fn reset() {
