@@ -137,7 +137,7 @@ impl Node {
         let _ = node.change(|_| {});
         node.linked(-1);
         self.take(name);
-        node.clear_place();
+        node.lost_name();
         Ok(())
     }
 

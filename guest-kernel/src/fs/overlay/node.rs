@@ -29,6 +29,8 @@ pub struct OverlayFs {
     next_ino: AtomicU64,
     /// Nodes by the node below them, so that two names of a file stay one file.
     by_lower: SpinLock<HashMap<u64, Weak<Node>>>,
+    /// Nodes that have lost a name and have others below: what is known of them here must not be forgotten.
+    unnamed: SpinLock<HashMap<u64, Arc<Node>>>,
     pub(super) lower: Arc<dyn Inode>,
 }
 
@@ -63,6 +65,7 @@ impl OverlayFs {
             device: new_device(),
             next_ino: AtomicU64::new(FIRST_INO),
             by_lower: SpinLock::new(HashMap::new()),
+            unnamed: SpinLock::new(HashMap::new()),
             lower: lower.clone(),
         });
         let root = fs.over(lower)?;
@@ -196,6 +199,18 @@ impl Node {
     /// One name more or less.
     pub(super) fn linked(&self, by: i32) {
         self.links.fetch_add(by, SeqCst);
+    }
+
+    /// A name is gone. While other names lead here from below, the node stays known.
+    pub(super) fn lost_name(&self) {
+        self.clear_place();
+        let Some(lower) = &self.lower else { return };
+        let remain = self.attributes().map_or(0, |stat| stat.nlink);
+        let old = match (remain, self.this.upgrade()) {
+            (1.., Some(node)) => self.fs.unnamed.lock().insert(lower.id(), node),
+            _ => self.fs.unnamed.lock().remove(&lower.id()),
+        };
+        drop(old);
     }
 
     pub(super) fn set_place(&self, parent: &Arc<Node>, name: &[u8]) {
