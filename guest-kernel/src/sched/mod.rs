@@ -78,6 +78,7 @@ pub fn park_until(deadline: u64) -> bool {
 
 fn park(task: &Arc<Task>) {
     if task.sched.begin_park() {
+        task.meter.voluntary.fetch_add(1, Relaxed);
         schedule();
     }
 }
@@ -174,6 +175,7 @@ fn schedule() {
         previous.meter.switch(Mode::Off);
         arch::switch_out(previous.sched.context.load(Relaxed));
         crate::mm::quiesce();
+        previous.meter.switch(Mode::Off);
     }
     count(Counter::ContextSwitches);
     if let Some(next) = &next {
@@ -248,6 +250,9 @@ pub fn user_interrupted() {
     cpu::call_idle_cpu();
     if time::monotonic() >= cpu.slice_end.load(Relaxed) {
         cpu.slice_end.store(u64::MAX, Relaxed);
+        if let Some(task) = current() {
+            task.meter.involuntary.fetch_add(1, Relaxed);
+        }
         yield_now();
     }
 }

@@ -206,8 +206,9 @@ pub fn pop(cur: &mut Current) -> Result<SigSet> {
     let uc: UContext =
         cur.mm.read_value(UserPtr::new(UserAddr(frame_at).offset(core::mem::offset_of!(Frame, uc) as u64)?))?;
     let m = &uc.mcontext;
-    // There is one code segment for user mode; the CPU would fault on any other.
-    if m.cs | 3 != USER_CS as u16 {
+    // Linux loads what the frame says and faults on what is no 64-bit user segment.
+    let strict = uc.flags & UC_STRICT_RESTORE_SS != 0;
+    if u64::from(m.cs) | 3 != USER_CS || (strict && u64::from(m.ss) | 3 != USER_SS) {
         return Err(EFAULT);
     }
     load_fpstate(cur, m.fpstate)?;

@@ -230,7 +230,7 @@ fn sched_setaffinity(cur: &mut Current, pid: i32, size: usize, mask: UserAddr) -
 }
 
 fn sched_getaffinity(cur: &mut Current, pid: i32, size: usize, mask: UserAddr) -> Result<usize> {
-    if !size.is_multiple_of(8) || size * 8 < sched::cpus_online() {
+    if !size.is_multiple_of(8) || size < sched::cpus_online().div_ceil(8) {
         return Err(EINVAL);
     }
     let task = find(cur, pid)?;

@@ -209,7 +209,7 @@ struct Signals {
 
 impl Signals {
     fn of(p: &Parts) -> Signals {
-        let (ignored, caught) = p.process.handlers().summary();
+        let (caught, ignored) = p.process.handlers().summary();
         let (shared, queued) = {
             let state = p.process.state.lock();
             (state.pending.set(), state.pending.len())
