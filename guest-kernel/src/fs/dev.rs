@@ -2,7 +2,7 @@
 
 use alloc::{string::ToString, sync::Arc};
 
-use super::{File, FileOps, NewNode, OpenFlags, make_device, poll, tmpfs::Tmpfs};
+use super::{File, FileOps, NewNode, OpenFlags, make_device, poll, stdio, tmpfs::Tmpfs, tty};
 use crate::{
     errno::{ENOSPC, ENXIO, Result},
     mm::{
@@ -15,13 +15,14 @@ use crate::{
 };
 
 /// Opens the device with this number.
-pub fn open(rdev: u64, _flags: OpenFlags) -> Result<Arc<dyn FileOps>> {
+pub fn open(rdev: u64, flags: OpenFlags) -> Result<Arc<dyn FileOps>> {
     Ok(match super::split_device(rdev) {
         (1, 3) => Arc::new(Null),
         (1, 5) => Arc::new(Zero { full: false }),
         (1, 7) => Arc::new(Zero { full: true }),
         (1, 8) | (1, 9) => Arc::new(Random),
-        (5, 0) => super::stdio::open_controlling()?,
+        (5, 0) => return tty::open_controlling(flags),
+        (5, 1) => return stdio::open_console(),
         _ => return Err(ENXIO),
     })
 }

@@ -29,6 +29,7 @@ pub mod setup;
 pub mod stdio;
 pub mod syscalls;
 pub mod tmpfs;
+pub mod tty;
 
 pub use context::FsContext;
 pub use dentry::Dentry;

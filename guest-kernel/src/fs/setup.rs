@@ -9,6 +9,7 @@ use super::{
     namei::{self, Caller},
     proc::{ProcFs, configure_sysctls},
     tmpfs::Tmpfs,
+    tty::PtsFs,
 };
 use crate::{
     errno::{EEXIST, EINVAL, ENOENT, ENOTDIR, Errno, Error, Result},
@@ -95,12 +96,12 @@ fn source(mount: &MountConfig) -> Result<(Arc<dyn FileSystem>, Arc<dyn Inode>, S
             let (fs, root) = ProcFs::mount_sysfs();
             (fs, root, named("sysfs"))
         }
-        MountSource::Cgroup | MountSource::Mqueue | MountSource::Devpts => {
-            let name = match &mount.source {
-                MountSource::Mqueue => "mqueue",
-                MountSource::Cgroup => "cgroup2",
-                _ => "devpts",
-            };
+        MountSource::Devpts => {
+            let (fs, root) = PtsFs::mount();
+            (fs, root, named("devpts"))
+        }
+        MountSource::Cgroup | MountSource::Mqueue => {
+            let name = if matches!(mount.source, MountSource::Mqueue) { "mqueue" } else { "cgroup2" };
             let fs = Tmpfs::new(0, name);
             let root = fs.make_root(NewAttr { mode: 0o555, uid: 0, gid: 0 });
             (fs, root, named(name))

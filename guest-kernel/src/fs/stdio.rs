@@ -5,29 +5,23 @@
 //! the terminal is stopped by SIGTTIN.
 
 use alloc::{format, sync::Arc};
-use core::sync::atomic::{AtomicI32, Ordering::SeqCst};
 
 use sentry_abi::config::{ProcessConfig, Stdio};
 
 use super::{
     Dentry, FdTable, File, FileOps, FileSystem, FileType, Inode, Mount, MountFlags, OWN_POSITION, OpenFlags, Path,
-    Stat, StatFs, Timespec, new_device, poll,
+    Stat, StatFs, Timespec, new_device, poll, tty::JobControl,
 };
 use crate::{
     drivers::console::Stream,
-    errno::{EAGAIN, EINVAL, EIO, ENOTTY, ENXIO, EPERM, Error, Restart, Result},
+    errno::{EAGAIN, EINVAL, ENOTTY, ENXIO, Result},
     mm::{
         io::{IoDst, IoSrc},
-        user::{UserAddr, UserPtr},
+        user::UserAddr,
     },
-    sched,
-    signal::{
-        info::SigInfo,
-        send::{Origin, to_group},
-        set::{SIGTTIN, SIGTTOU},
-    },
+    signal::set::{SIGTTIN, SIGTTOU},
     sync::{Once, PollTable, SpinLock},
-    task::{Current, Process, Terminal, table},
+    task::{Current, Process, Terminal},
 };
 
 struct HostFs {
@@ -51,11 +45,9 @@ impl FileSystem for HostFs {
 /// A host terminal, whatever number of descriptors lead to it.
 struct HostTerminal {
     rdev: u64,
+    job: JobControl,
     /// A descriptor that leads there, for /dev/tty: the one that can do most.
     inode: SpinLock<Option<Arc<HostInode>>>,
-    /// Process group in the foreground, and the session it controls; 0: none.
-    foreground: AtomicI32,
-    session: AtomicI32,
 }
 
 impl Terminal for HostTerminal {
@@ -64,12 +56,16 @@ impl Terminal for HostTerminal {
     }
 
     fn foreground(&self) -> i32 {
-        self.foreground.load(SeqCst)
+        self.job.foreground()
+    }
+
+    fn open(&self, _flags: OpenFlags) -> Result<Arc<dyn FileOps>> {
+        let inode = self.inode.lock().clone().ok_or(ENXIO)?;
+        Ok(Arc::new(HostFile(inode)))
     }
 
     fn disassociate(&self) {
-        self.foreground.store(0, SeqCst);
-        self.session.store(0, SeqCst);
+        self.job.disassociate();
     }
 }
 
@@ -140,22 +136,7 @@ impl HostFile {
 
     /// Stops a background process group that wants to do what only the foreground may.
     fn check_foreground(&self, signal: u32) -> Result<()> {
-        let Some(terminal) = &self.0.terminal else { return Ok(()) };
-        let Some(task) = sched::current() else { return Ok(()) };
-        let process = &task.process;
-        let (pgid, foreground) = (process.pgid(), terminal.foreground());
-        let controls = terminal.session.load(SeqCst) == process.session().sid;
-        if !controls || foreground == 0 || pgid == foreground {
-            return Ok(());
-        }
-        if task.blocked().contains(signal) || process.handlers().get(signal).is_ignored(signal) {
-            return if signal == SIGTTIN { Err(EIO) } else { Ok(()) };
-        }
-        if table::lock().is_orphaned(pgid, None) {
-            return Err(EIO);
-        }
-        to_group(pgid, SigInfo::kernel(signal), Origin::Inside);
-        Err(Error::Restart(Restart::Sys))
+        self.0.terminal.as_ref().map_or(Ok(()), |terminal| terminal.job.check(signal))
     }
 }
 
@@ -240,14 +221,9 @@ mod tty {
     pub const TCSBRK: u32 = 0x5409;
     pub const TCXONC: u32 = 0x540a;
     pub const TCFLSH: u32 = 0x540b;
-    pub const TIOCSCTTY: u32 = 0x540e;
-    pub const TIOCGPGRP: u32 = 0x540f;
-    pub const TIOCSPGRP: u32 = 0x5410;
     pub const TIOCGWINSZ: u32 = 0x5413;
     pub const TIOCSWINSZ: u32 = 0x5414;
     pub const FIONREAD: u32 = 0x541b;
-    pub const TIOCNOTTY: u32 = 0x5422;
-    pub const TIOCGSID: u32 = 0x5429;
 }
 
 fn terminal_ioctl(file: &HostFile, cur: &mut Current, command: u32, argument: u64) -> Result<u64> {
@@ -261,8 +237,10 @@ fn terminal_ioctl(file: &HostFile, cur: &mut Current, command: u32, argument: u6
         tty::TIOCSWINSZ => (8, 0),
         tty::FIONREAD => (0, 4),
         tty::TCSBRK | tty::TCXONC | tty::TCFLSH => (0, 0),
-        tty::TIOCGPGRP | tty::TIOCSPGRP | tty::TIOCGSID | tty::TIOCSCTTY | tty::TIOCNOTTY => {
-            return job_control(file, cur, command, argument);
+        _ if file.0.terminal.is_some() => {
+            let terminal = file.0.terminal.clone().ok_or(ENOTTY)?;
+            let shared: Arc<dyn Terminal> = terminal.clone();
+            return terminal.job.ioctl(cur, &shared, command, argument, false).unwrap_or(Err(ENOTTY));
         }
         _ => return Err(ENOTTY),
     };
@@ -274,50 +252,6 @@ fn terminal_ioctl(file: &HostFile, cur: &mut Current, command: u32, argument: u6
     let result = stream.ioctl(command, argument as i64, &mut bytes[..given.max(returned)])?;
     cur.mm.write(addr, &bytes[..returned])?;
     Ok(result)
-}
-
-fn job_control(file: &HostFile, cur: &mut Current, command: u32, argument: u64) -> Result<u64> {
-    let terminal = file.0.terminal.as_ref().ok_or(ENOTTY)?;
-    let process = cur.task.process.clone();
-    let session = process.session();
-    let ours = terminal.session.load(SeqCst) == session.sid;
-    let place = UserPtr::<i32>::new(UserAddr(argument));
-    match command {
-        tty::TIOCGPGRP if ours => cur.mm.write_value(place, &terminal.foreground())?,
-        tty::TIOCGSID if ours => cur.mm.write_value(place, &session.sid)?,
-        tty::TIOCSPGRP if ours => {
-            let pgid = cur.mm.read_value(place)?;
-            if pgid < 0 {
-                return Err(EINVAL);
-            }
-            if table::lock().session_of_group(pgid) != Some(session.sid) {
-                return Err(EPERM);
-            }
-            file.check_foreground(SIGTTOU)?;
-            terminal.foreground.store(pgid, SeqCst);
-        }
-        tty::TIOCNOTTY if ours => {
-            terminal.disassociate();
-            session.set_terminal(None);
-        }
-        tty::TIOCSCTTY if ours => {}
-        tty::TIOCSCTTY => {
-            if session.sid != process.pid || session.terminal().is_some() || terminal.session.load(SeqCst) != 0 {
-                return Err(EPERM);
-            }
-            make_controlling(terminal, &process);
-        }
-        _ => return Err(ENOTTY),
-    }
-    Ok(0)
-}
-
-fn make_controlling(terminal: &Arc<HostTerminal>, process: &Process) {
-    let session = process.session();
-    terminal.session.store(session.sid, SeqCst);
-    terminal.foreground.store(process.pgid(), SeqCst);
-    let terminal: Arc<dyn Terminal> = terminal.clone();
-    session.set_terminal(Some(&terminal));
 }
 
 struct Host {
@@ -333,8 +267,7 @@ fn terminal(rdev: u64) -> Arc<HostTerminal> {
     if let Some(known) = terminals.iter().find(|t| t.rdev == rdev) {
         return known.clone();
     }
-    let (foreground, session) = (AtomicI32::new(0), AtomicI32::new(0));
-    let new = Arc::new(HostTerminal { rdev, inode: SpinLock::new(None), foreground, session });
+    let new = Arc::new(HostTerminal { rdev, job: JobControl::default(), inode: SpinLock::new(None) });
     terminals.push(new.clone());
     new
 }
@@ -400,23 +333,22 @@ fn open(config: &Stdio) -> Result<Arc<File>> {
     Ok(File::new(Arc::new(HostFile(inode)), path, flags))
 }
 
-/// Opens the controlling terminal of the running task's session (/dev/tty); ENXIO without one.
-pub fn open_controlling() -> Result<Arc<dyn FileOps>> {
-    let task = sched::current().ok_or(ENXIO)?;
-    let device = task.process.session().terminal().ok_or(ENXIO)?.device();
-    let terminal = TERMINALS.lock().iter().find(|t| t.rdev == device).cloned().ok_or(ENXIO)?;
-    let inode = terminal.inode.lock().clone().ok_or(ENXIO)?;
-    Ok(Arc::new(HostFile(inode)))
-}
-
 /// Gives the container's first process its descriptors, and its controlling terminal if it has one.
 pub fn install(config: &ProcessConfig, files: &FdTable, process: &Process) -> Result<()> {
     for stdio in &config.stdio {
         let fd = i32::try_from(stdio.fd).map_err(|_| EINVAL)?;
         files.replace(fd, open(stdio)?, false, u64::MAX)?;
         if config.terminal && stdio.tty && process.session().terminal().is_none() {
-            make_controlling(&terminal(stdio.rdev), process);
+            let terminal = terminal(stdio.rdev);
+            let shared: Arc<dyn Terminal> = terminal.clone();
+            terminal.job.take(&shared, process);
         }
     }
     Ok(())
+}
+
+/// Opens /dev/console: the host's terminal, if the container was given one.
+pub fn open_console() -> Result<Arc<dyn FileOps>> {
+    let terminal = TERMINALS.lock().first().cloned();
+    terminal.ok_or(ENXIO)?.open(OpenFlags::empty())
 }

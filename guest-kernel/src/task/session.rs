@@ -3,7 +3,11 @@
 use alloc::sync::{Arc, Weak};
 
 use super::Pid;
-use crate::sync::SpinLock;
+use crate::{
+    errno::Result,
+    fs::{FileOps, OpenFlags},
+    sync::SpinLock,
+};
 
 /// What a session needs of the terminal that controls it; the terminal's file implements it.
 pub trait Terminal: Send + Sync {
@@ -11,6 +15,8 @@ pub trait Terminal: Send + Sync {
     fn device(&self) -> u64;
     /// The foreground process group; 0: none.
     fn foreground(&self) -> Pid;
+    /// What opening /dev/tty gives.
+    fn open(&self, flags: OpenFlags) -> Result<Arc<dyn FileOps>>;
     /// The session leader has ended: nobody controls the terminal any more.
     fn disassociate(&self);
 }
