@@ -1,11 +1,6 @@
 //! devpts: /dev/pts with its ptmx and a node for each pseudo-terminal there is.
 
-use alloc::{
-    collections::BTreeMap,
-    format,
-    sync::Arc,
-    vec::Vec,
-};
+use alloc::{collections::BTreeMap, format, sync::Arc, vec::Vec};
 
 use super::pty::Pty;
 use crate::{
@@ -211,7 +206,8 @@ impl FileOps for Listing {
             return Ok(());
         }
         // Slave n has the cookie n + 4 behind it.
-        let numbers: Vec<u32> = self.0.nodes.lock().keys().copied().filter(|n| u64::from(*n) + 4 > cookie.max(3)).collect();
+        let numbers: Vec<u32> =
+            self.0.nodes.lock().keys().copied().filter(|n| u64::from(*n) + 4 > cookie.max(3)).collect();
         for n in numbers {
             let name = format!("{n}");
             let next = u64::from(n) + 4;

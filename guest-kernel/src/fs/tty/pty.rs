@@ -327,7 +327,13 @@ impl FileOps for Master {
                 cur.mm.write_value(place, &shown).map(|()| 0)
             }
             // Packet mode is not offered; switching it off is.
-            TIOCPKT => if cur.mm.read_value(place)? == 0 { Ok(0) } else { Err(EINVAL) },
+            TIOCPKT => {
+                if cur.mm.read_value(place)? == 0 {
+                    Ok(0)
+                } else {
+                    Err(EINVAL)
+                }
+            }
             TIOCSIG => {
                 if !(1..65).contains(&argument) {
                     return Err(EINVAL);
@@ -373,7 +379,9 @@ impl Slave {
         let canonical = line.termios.local(ICANON);
         match line.available() {
             None => return self.pty.master_closed.load(SeqCst).then_some(Ok(0)),
-            Some(n) if !canonical && n < least.min(dst.remaining()) && !self.pty.master_closed.load(SeqCst) => return None,
+            Some(n) if !canonical && n < least.min(dst.remaining()) && !self.pty.master_closed.load(SeqCst) => {
+                return None;
+            }
             Some(_) => {}
         }
         let bytes = line.peek(dst.remaining().min(4096));
