@@ -118,16 +118,17 @@ impl Server {
             return Err(Errno::INVAL);
         }
         let exchange = flags.contains(RenameFlags::EXCHANGE);
+        let mut out = fuse::RenameOut::default();
         if !exchange {
-            self.nodes.pin(new, new_name)?;
+            out.replaced = self.nodes.pin(new, new_name)?;
         }
         let (old_dir, new_dir) = (self.nodes.fd(old)?, self.nodes.fd(new)?);
         rustix::fs::renameat_with(&old_dir, old_name, &new_dir, new_name, flags)?;
-        self.nodes.moved(new, new_name);
+        out.moved = self.nodes.moved(new, new_name);
         if exchange {
-            self.nodes.moved(old, old_name);
+            out.replaced = self.nodes.moved(old, old_name);
         }
-        Ok(())
+        call.reply(&out)
     }
 
     /// Entries from the cookie `offset` on, as many as fit; none: the end.

@@ -252,29 +252,30 @@ impl Nodes {
         }
     }
 
-    /// `name` below `parent` is about to lose its inode: keep that open if the sentry still knows it.
-    pub fn pin(&mut self, parent: u64, name: &[u8]) -> Result<(), Errno> {
+    /// `name` below `parent` is about to lose its inode: keep that open if the sentry still knows it; its node, or 0.
+    pub fn pin(&mut self, parent: u64, name: &[u8]) -> Result<u64, Errno> {
         let dir = self.fd(parent)?;
         let root = self.get(parent)?.identity.root;
-        let Ok(stat) = stat_at(dir.as_fd(), name) else { return Ok(()) };
-        if let Some(&id) = self.by_identity.get(&Identity::of(root, &stat)) {
-            self.fd(id)?;
-            if let Some(node) = self.nodes.get_mut(&id) {
-                node.pinned = true;
-            }
+        let Ok(stat) = stat_at(dir.as_fd(), name) else { return Ok(0) };
+        let Some(&id) = self.by_identity.get(&Identity::of(root, &stat)) else { return Ok(0) };
+        self.fd(id)?;
+        if let Some(node) = self.nodes.get_mut(&id) {
+            node.pinned = true;
         }
-        Ok(())
+        Ok(id)
     }
 
-    /// The inode that is now `name` below `parent` is reached by that path from now on.
-    pub fn moved(&mut self, parent: u64, name: &[u8]) {
-        let Ok(dir) = self.fd(parent) else { return };
-        let Some(root) = self.nodes.get(&parent).map(|node| node.identity.root) else { return };
-        let Ok(stat) = stat_at(dir.as_fd(), name) else { return };
-        if let Some(&id) = self.by_identity.get(&Identity::of(root, &stat))
-            && let Some(node) = self.nodes.get_mut(&id)
-        {
-            (node.parent, node.name) = (parent, name.into());
+    /// The inode that is now `name` below `parent` is reached by that path from now on; its node, or 0.
+    pub fn moved(&mut self, parent: u64, name: &[u8]) -> u64 {
+        let Ok(dir) = self.fd(parent) else { return 0 };
+        let Some(root) = self.nodes.get(&parent).map(|node| node.identity.root) else { return 0 };
+        let Ok(stat) = stat_at(dir.as_fd(), name) else { return 0 };
+        match self.by_identity.get(&Identity::of(root, &stat)) {
+            Some(&id) if let Some(node) = self.nodes.get_mut(&id) => {
+                (node.parent, node.name) = (parent, name.into());
+                id
+            }
+            _ => 0,
         }
     }
 

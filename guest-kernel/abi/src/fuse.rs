@@ -197,6 +197,12 @@ wire! {
         pub flags: u32,
         pub padding: u32,
     }
+    /// Result of `Rename2`, an addition to FUSE: known nodes whose attributes have changed; 0: none.
+    pub struct RenameOut {
+        pub moved: u64,
+        /// What the new name stood for before; with RENAME_EXCHANGE, what the old one stands for now.
+        pub replaced: u64,
+    }
     pub struct LinkIn {
         pub oldnodeid: u64,
     }

@@ -274,6 +274,7 @@ impl Node {
         let arg = fuse::LinkIn { oldnodeid: target.id };
         let reply = self.call(Opcode::Link, Owner::default(), &[arg.as_bytes(), name, b"\0"])?;
         self.made(&reply)?;
+        target.touched();
         Ok(())
     }
 
@@ -287,11 +288,14 @@ impl Node {
 
     pub fn move_name(&self, name: &[u8], new_dir: &Node, new_name: &[u8], flags: u32) -> Result<()> {
         let arg = fuse::Rename2In { newdir: new_dir.id, flags, padding: 0 };
-        let done =
-            self.call(Opcode::Rename2, Owner::default(), &[arg.as_bytes(), name, b"\0", new_name, b"\0"]).map(drop);
+        let args: &[&[u8]] = &[arg.as_bytes(), name, b"\0", new_name, b"\0"];
+        let out = self.call(Opcode::Rename2, Owner::default(), args).and_then(|reply| reply.object::<fuse::RenameOut>());
         self.changed();
         new_dir.changed();
-        done
+        let out = out?;
+        self.fs.touch(out.moved);
+        self.fs.touch(out.replaced);
+        Ok(())
     }
 
     pub fn link_target(&self) -> Result<Vec<u8>> {

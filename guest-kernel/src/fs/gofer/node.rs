@@ -97,6 +97,14 @@ impl GoferFs {
         self.device
     }
 
+    /// The node's attributes have changed, if there is one with this id.
+    pub(super) fn touch(&self, id: u64) {
+        let node = self.nodes.lock().get(&id).and_then(Weak::upgrade);
+        if let Some(node) = node {
+            node.touched();
+        }
+    }
+
     /// The node of an entry the gofer has answered with, which counts as a look-up.
     pub(super) fn node(self: &Arc<Self>, entry: &fuse::EntryOut) -> Result<Arc<Node>> {
         if entry.nodeid == 0 {
