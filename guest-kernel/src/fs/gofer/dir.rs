@@ -289,7 +289,8 @@ impl Node {
     pub fn move_name(&self, name: &[u8], new_dir: &Node, new_name: &[u8], flags: u32) -> Result<()> {
         let arg = fuse::Rename2In { newdir: new_dir.id, flags, padding: 0 };
         let args: &[&[u8]] = &[arg.as_bytes(), name, b"\0", new_name, b"\0"];
-        let out = self.call(Opcode::Rename2, Owner::default(), args).and_then(|reply| reply.object::<fuse::RenameOut>());
+        let out =
+            self.call(Opcode::Rename2, Owner::default(), args).and_then(|reply| reply.object::<fuse::RenameOut>());
         self.changed();
         new_dir.changed();
         let out = out?;
