@@ -255,8 +255,10 @@ impl Queue {
 
     /// Asks for an interrupt at the next completion.
     fn arm(&self) {
-        let used = self.state.lock().used;
-        self.ring.store_u16(self.layout.avail() as usize + 4 + 2 * self.layout.size as usize, used, SeqCst);
+        // Under the lock: an older wish stored late would ask for an interrupt that has passed.
+        let state = self.state.lock();
+        self.ring.store_u16(self.layout.avail() as usize + 4 + 2 * self.layout.size as usize, state.used, SeqCst);
+        drop(state);
         fence(SeqCst);
     }
 

@@ -103,22 +103,36 @@ impl Cpu {
     }
 
     pub fn has_work(&self) -> bool {
-        !self.queue.lock().is_empty()
-            || all().iter().any(|c| c.queue.lock().iter().any(|t| !t.sched.stack.is_running()))
+        !self.queue.lock().is_empty() || all().iter().any(|c| c.queue.lock().iter().any(|t| self.may_steal(t)))
     }
 
-    /// The next task: of the own queue, else of another CPU's.
-    pub fn next(&self) -> Option<Arc<Task>> {
-        if let Some(task) = self.queue.lock().pop_front() {
-            return Some(task);
+    /// One that is still leaving its CPU can only be taken by that CPU.
+    fn may_steal(&self, task: &Task) -> bool {
+        !task.sched.stack.is_running() && task.may_run_on(self.index())
+    }
+
+    /// The next task: of the own queue, else of another CPU's. `previous` is the one that runs here.
+    pub fn next(&self, previous: Option<&Arc<Task>>) -> Option<Arc<Task>> {
+        loop {
+            let Some(task) = self.queue.lock().pop_front() else { break };
+            if task.may_run_on(self.index()) {
+                return Some(task);
+            }
+            if previous.is_some_and(|p| Arc::ptr_eq(p, &task)) {
+                // Its stack is in use: it goes when it is left.
+                task.sched.set_moving(true);
+                continue;
+            }
+            let target = allowed(&task);
+            CPUS[target].queue.lock().push_back(task);
+            call(target);
         }
         for other in all() {
             if core::ptr::eq(other, self) {
                 continue;
             }
             let mut queue = other.queue.lock();
-            // One that is still leaving its CPU can only be taken by that CPU.
-            if let Some(at) = queue.iter().position(|t| !t.sched.stack.is_running()) {
+            if let Some(at) = queue.iter().position(|t| self.may_steal(t)) {
                 return queue.remove(at);
             }
         }
@@ -159,21 +173,28 @@ pub fn idle_cpu_exists() -> bool {
     all().iter().any(|c| matches!(c.state(), CpuState::Idle | CpuState::Offline))
 }
 
-/// Wakes one idle CPU so that it steals, starting it if it never ran.
+/// The CPU for a task that may not run where it did: an idle one if there is.
+pub fn allowed(task: &Task) -> usize {
+    let may = || (0..cpus_online()).filter(|&i| task.may_run_on(i));
+    may().find(|&i| CPUS[i].is_idle()).or_else(|| may().next()).unwrap_or(0)
+}
+
+/// Makes a CPU look at its queue, starting it if it never ran.
+pub fn call(index: usize) {
+    let cpu = &CPUS[index];
+    if cpu.state.compare_exchange(CpuState::Offline as u8, CpuState::Starting as u8, SeqCst, SeqCst).is_err() {
+        return arch::send_interrupt(index, sentry_abi::irq::IPI);
+    }
+    if let Err(error) = arch::host::start_cpu(index) {
+        crate::warn!("vCPU {index} cannot start: {error:?}");
+    }
+}
+
+/// Wakes one idle CPU so that it steals.
 pub fn call_idle_cpu() {
-    for (index, cpu) in all().iter().enumerate() {
-        match cpu.state() {
-            CpuState::Idle => return arch::send_interrupt(index, sentry_abi::irq::IPI),
-            CpuState::Offline => {
-                if cpu.state.compare_exchange(0, CpuState::Starting as u8, SeqCst, SeqCst).is_ok() {
-                    if let Err(error) = arch::host::start_cpu(index) {
-                        crate::warn!("vCPU {index} cannot start: {error:?}");
-                    }
-                    return;
-                }
-            }
-            _ => {}
-        }
+    let idle = |c: &&Cpu| matches!(c.state(), CpuState::Idle | CpuState::Offline);
+    if let Some(cpu) = all().iter().find(idle) {
+        call(cpu.index());
     }
 }
 

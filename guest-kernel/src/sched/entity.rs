@@ -23,6 +23,8 @@ pub struct Entity {
     pub(super) context: AtomicPtr<UserContext>,
     /// A signal or exit request wants the task to leave interruptible waits.
     interrupted: AtomicBool,
+    /// Its CPU may not run it any more: queued elsewhere once its stack is left.
+    moving: AtomicBool,
 }
 
 impl Entity {
@@ -33,6 +35,7 @@ impl Entity {
             last_cpu: AtomicU32::new(0),
             context: AtomicPtr::new(core::ptr::null_mut()),
             interrupted: AtomicBool::new(false),
+            moving: AtomicBool::new(false),
         }
     }
 
@@ -61,6 +64,14 @@ impl Entity {
 
     pub fn is_parked(&self) -> bool {
         self.state.load(Relaxed) == PARKED
+    }
+
+    pub(super) fn moving(&self) -> bool {
+        self.moving.load(Relaxed)
+    }
+
+    pub(super) fn set_moving(&self, value: bool) {
+        self.moving.store(value, Relaxed);
     }
 
     /// Returns whether the task must now give up its CPU; false when a wake-up was there already.

@@ -119,14 +119,40 @@ pub fn interrupt(task: &Arc<Task>) {
     }
 }
 
+/// Takes a running task out of user mode, so that its CPU thinks again about what to run.
+pub fn preempt(task: &Arc<Task>) {
+    let cpu = task.sched.last_cpu();
+    if CPUS[cpu].state() == CpuState::User {
+        arch::send_interrupt(cpu, sentry_abi::irq::IPI);
+    }
+}
+
 fn enqueue(task: Arc<Task>) {
     let me = arch::cpu_index();
-    let last = task.sched.last_cpu.load(Relaxed) as usize;
+    let last = task.sched.last_cpu();
     // A task that is still leaving its CPU must be queued there: only that CPU knows when its stack is free.
-    let target = if last != me && (task.sched.stack.is_running() || CPUS[last].is_idle()) { last } else { me };
+    let target = if last != me && task.sched.stack.is_running() {
+        last
+    } else if !task.may_run_on(last) || !task.may_run_on(me) {
+        cpu::allowed(&task)
+    } else if CPUS[last].is_idle() {
+        last
+    } else {
+        me
+    };
     CPUS[target].queue.lock().push_back(task);
     if target != me {
-        arch::send_interrupt(target, sentry_abi::irq::IPI);
+        cpu::call(target);
+    }
+}
+
+/// Moves the running task off a CPU that its affinity does not allow any more.
+pub fn obey_affinity() {
+    if let Some(task) = current()
+        && !task.may_run_on(arch::cpu_index())
+    {
+        task.sched.set_moving(true);
+        schedule();
     }
 }
 
@@ -161,7 +187,7 @@ fn schedule() {
     spin_lock_may_block();
     let cpu = this_cpu();
     let previous = cpu.current.lock().clone();
-    let next = cpu.next();
+    let next = cpu.next(previous.as_ref());
     if previous.is_none() && next.is_none() {
         // An idle CPU saw work that another one has taken since.
         return;
@@ -201,7 +227,12 @@ fn schedule() {
 /// First thing on a stack that was switched to: lets go of the task that was left.
 pub fn finish_switch() {
     let left = this_cpu().leaving.lock().take();
-    drop(left);
+    if let Some(task) = left
+        && task.sched.moving()
+    {
+        task.sched.set_moving(false);
+        enqueue(task);
+    }
 }
 
 /// What a CPU does when it has no task: takes interrupts, steals, sleeps. Never returns.
@@ -242,6 +273,7 @@ pub fn take_interrupts() {
 /// An interrupt ended user mode: handles it, and gives way to others when the slice is used up.
 pub fn user_interrupted() {
     take_interrupts();
+    obey_affinity();
     let cpu = this_cpu();
     if cpu.queue.lock().is_empty() {
         cpu.slice_end.store(u64::MAX, Relaxed);

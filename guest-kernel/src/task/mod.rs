@@ -145,6 +145,12 @@ impl Task {
         }
     }
 
+    /// Whether its affinity allows a CPU.
+    #[inline]
+    pub fn may_run_on(&self, cpu: usize) -> bool {
+        self.affinity.load(Relaxed) >> cpu & 1 != 0
+    }
+
     #[inline]
     pub fn tid(&self) -> Pid {
         self.tid.load(Relaxed)

@@ -25,7 +25,7 @@ syscalls! { pub CALLS;
     146 sched_get_priority_max(policy: u32) = sched_get_priority_max, Full, "", "process";
     147 sched_get_priority_min(policy: u32) = sched_get_priority_min, Full, "", "process";
     148 sched_rr_get_interval(pid: i32, interval: UserPtr<Timespec>) = sched_rr_get_interval, Full, "", "process";
-    203 sched_setaffinity(pid: i32, size: usize, mask: UserAddr) = sched_setaffinity, Partial, "kept, not acted on", "process";
+    203 sched_setaffinity(pid: i32, size: usize, mask: UserAddr) = sched_setaffinity, Full, "", "process";
     204 sched_getaffinity(pid: i32, size: usize, mask: UserAddr) = sched_getaffinity, Full, "", "process";
     251 ioprio_set(which: u32, who: i32, ioprio: u32) = ioprio_set, Partial, "checked, not acted on", "process";
     252 ioprio_get(which: u32, who: i32) = ioprio_get, Full, "", "process";
@@ -226,6 +226,12 @@ fn sched_setaffinity(cur: &mut Current, pid: i32, size: usize, mask: UserAddr) -
         return Err(EINVAL);
     }
     task.affinity.store(wanted, Relaxed);
+    if Arc::ptr_eq(&task, &cur.task) {
+        sched::obey_affinity();
+    } else {
+        // It looks at its affinity when it is next queued.
+        sched::preempt(&task);
+    }
     Ok(())
 }
 
