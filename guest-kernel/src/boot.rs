@@ -50,6 +50,7 @@ fn boot(params: &'static BootParams) {
     log::set_level(config.log_level);
     syscall::configure_strace(&config.strace);
     mm::init(params, config.memory_limit);
+    time::vdso::init();
     drivers::init(params);
     crate::task::table::set_limit(config.pids_limit);
     start_init(config);

@@ -12,6 +12,7 @@ pub mod percpu;
 #[cfg(sentry_image)]
 mod start;
 pub mod switch;
+pub mod vdso;
 pub mod xstate;
 
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};

@@ -201,7 +201,6 @@ fn schedule() {
         previous.meter.switch(Mode::Off);
         arch::switch_out(previous.sched.context.load(Relaxed));
         crate::mm::quiesce();
-        previous.meter.switch(Mode::Off);
     }
     count(Counter::ContextSwitches);
     if let Some(next) = &next {

@@ -135,10 +135,6 @@ fn wake_one(process: &Process, state: &mut State, only: Option<&Arc<Task>>, sign
         }
     };
     let Some(task) = chosen else { return };
-    if state.stop.is_some() && signal != SIGKILL {
-        // A stopped process gets it when it goes on.
-        return;
-    }
     if signal == SIGKILL
         || (!task.blocked().contains(signal)
             && process.handlers().get(signal).handler == SIG_DFL

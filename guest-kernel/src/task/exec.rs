@@ -19,7 +19,7 @@ use crate::{
     counters::{Counter, count},
     errno::{EACCES, EINVAL, ELIBBAD, ELOOP, ENOEXEC, ENOMEM, Result},
     mm::{AddressSpace, Layout, MapRequest, Pager, Prot, SharedPages, VmaFlags, VmaKind, io::IoDst, user::UserAddr},
-    random,
+    random, time,
 };
 
 /// Who owns a program file: decides about set-user-ID.
@@ -155,7 +155,8 @@ pub fn load(mut request: Request, creds: &Creds, limits: &Limits, personality: u
     let brk = if header.relocatable && interpreter.is_none() { PIE_BASE } else { end.wrapping_add(bias) };
     let start_brk = brk + random(13);
     let phdr = if program.phdr == 0 { 0 } else { program.phdr.wrapping_add(bias) };
-    let auxv = [
+    let vdso = time::vdso::map(&mm)?;
+    let mut auxv = vec![
         (stack::AT_HWCAP, arch::cpu_features()),
         (stack::AT_PAGESZ, PAGE_SIZE),
         (stack::AT_CLKTCK, 100),
@@ -173,6 +174,7 @@ pub fn load(mut request: Request, creds: &Creds, limits: &Limits, personality: u
         (stack::AT_HWCAP2, 0),
         (stack::AT_MINSIGSTKSZ, minimum_signal_stack()),
     ];
+    auxv.extend(vdso.map(|at| (stack::AT_SYSINFO_EHDR, at)));
     let stack = stack::build(
         &mm,
         &StackRequest {

@@ -9,6 +9,7 @@ pub mod syscalls;
 pub mod timerfd;
 pub mod timers;
 mod timespec;
+pub mod vdso;
 
 pub use clock::{Clock, CpuKind};
 pub use interval::Interval;
@@ -49,7 +50,10 @@ static RESAMPLING: AtomicBool = AtomicBool::new(false);
 /// CLOCK_MONOTONIC when the sandbox started.
 static STARTED: AtomicU64 = AtomicU64::new(0);
 
+static TSC_STABLE: AtomicBool = AtomicBool::new(false);
+
 pub fn init(params: &BootParams) {
+    TSC_STABLE.store(params.tsc_stable != 0, Relaxed);
     let mult = (1_000_000u64 << 32) / u64::from(params.tsc_khz.max(1));
     store(&params.clock, mult);
     STARTED.store(params.clock.monotonic, Relaxed);
@@ -66,6 +70,12 @@ fn store(sample: &ClockSample, mult: u64) {
     c.realtime_offset.store(sample.realtime.wrapping_sub(sample.monotonic), Relaxed);
     c.boottime_offset.store(sample.boottime.wrapping_sub(sample.monotonic), Relaxed);
     c.sequence.store(sequence + 2, Release);
+    vdso::update(&snapshot());
+}
+
+/// Whether the TSC can be trusted between samples.
+fn tsc_is_stable() -> bool {
+    TSC_STABLE.load(Relaxed)
 }
 
 /// The conversion in force: what the vDSO's data page carries.
@@ -128,7 +138,8 @@ pub fn started() -> u64 {
     STARTED.load(Relaxed)
 }
 
-fn resample_if_old() {
+/// Takes a new sample of the host's clocks when the last one is old.
+pub fn resample_if_old() {
     let old = snapshot();
     let now = old.monotonic_at(arch::rdtsc());
     if now.wrapping_sub(old.monotonic) < RESAMPLE || RESAMPLING.swap(true, Acquire) {
