@@ -29,7 +29,7 @@ global_asm!(
     "sentry_vdso_start:",
     // edi: clock, rsi: timespec
     "sentry_vdso_clock_gettime:",
-    "    mov r9d, 24",                     // offset 0: CLOCK_MONOTONIC and its kin
+    "    mov r9d, 24", // offset 0: CLOCK_MONOTONIC and its kin
     "    cmp edi, 1",
     "    je 10f",
     "    cmp edi, 4",
