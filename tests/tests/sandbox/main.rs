@@ -5,5 +5,6 @@ mod bad_input;
 mod bundles;
 mod cli;
 mod faults;
+mod files;
 mod real_input;
 mod terminals;
