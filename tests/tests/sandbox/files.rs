@@ -124,9 +124,8 @@ fn random_operations_on_a_volume(platform: &Platform) {
         fs::create_dir(&dir).expect("directory");
         let source = dir.display().to_string();
         let mounts = bundle.config["mounts"].as_array_mut().expect("mounts");
-        mounts.push(
-            json!({ "destination": "/data/work", "type": "bind", "source": source, "options": ["rbind", "rw"] }),
-        );
+        mounts
+            .push(json!({ "destination": "/data/work", "type": "bind", "source": source, "options": ["rbind", "rw"] }));
         dir
     });
 }
