@@ -1,6 +1,6 @@
 //! `runsc run`, detached containers and the commands around them, over bundles.
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, path::Path, process::Stdio, time::Duration};
 
 use runsc_tests::{
     bundle::Bundle,
@@ -201,9 +201,13 @@ fn state(runsc: &Runsc, id: &str) -> Option<Value> {
     output.status.success().then(|| serde_json::from_slice(&output.stdout).expect("JSON"))
 }
 
+/// Its output goes to a file: a container that it leaves running keeps its streams.
 fn done(runsc: &Runsc, args: &[&str]) {
-    let output = runsc.command(args).output().expect("run");
-    assert!(output.status.success(), "{args:?}: {output:?}");
+    let path = runsc.state_dir().with_extension("output");
+    let output = fs::File::create(&path).expect("output file");
+    let streams = (output.try_clone().expect("dup"), output);
+    let status = runsc.command(args).stdin(Stdio::null()).stdout(streams.0).stderr(streams.1).status().expect("run");
+    assert!(status.success(), "{args:?}: {status}: {}", fs::read_to_string(&path).unwrap_or_default());
 }
 
 fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
