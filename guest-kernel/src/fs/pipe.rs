@@ -405,23 +405,20 @@ fn open_end(pipe: &Arc<Pipe>, flags: OpenFlags) -> Result<Arc<dyn FileOps>> {
     if write && !read && nonblock && !pipe.has_readers() {
         return Err(ENXIO);
     }
-    let (readers, writers) = {
+    // Whether the other side is there is asked before this side shows: it may do its work and leave as soon as it is met.
+    let (met, readers, writers) = {
         let ends = pipe.ends.lock();
-        (ends.reader_count, ends.writer_count)
+        (if read { ends.writers > 0 } else { ends.readers > 0 }, ends.reader_count, ends.writer_count)
     };
     let end = pipe.end(flags);
-    if nonblock || read && write {
+    if met || nonblock || read && write {
         return Ok(end);
     }
     let met = || {
         let ends = pipe.ends.lock();
         // Who has come and gone meanwhile counts as well.
-        let there = if read {
-            ends.writers > 0 || ends.writer_count > writers
-        } else {
-            ends.readers > 0 || ends.reader_count > readers
-        };
-        there.then_some(())
+        let came = if read { ends.writer_count > writers } else { ends.reader_count > readers };
+        came.then_some(())
     };
     let queue = if read { &pipe.readable } else { &pipe.writable };
     queue.wait_until(met).map_err(|_| Error::Restart(Restart::Sys))?;
