@@ -26,6 +26,7 @@ pub mod pipe;
 pub mod proc;
 pub mod program;
 pub mod setup;
+pub mod signalfd;
 pub mod stdio;
 pub mod syscalls;
 pub mod tmpfs;

@@ -71,6 +71,7 @@ const GROUPS: &[&[Syscall]] = &[
     crate::fs::syscalls::attr::CALLS,
     crate::fs::syscalls::descriptors::CALLS,
     crate::fs::syscalls::fcntl::CALLS,
+    crate::fs::syscalls::mount::CALLS,
     crate::fs::syscalls::names::CALLS,
     crate::fs::syscalls::open::CALLS,
     crate::fs::syscalls::poll::CALLS,

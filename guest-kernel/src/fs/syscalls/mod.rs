@@ -3,6 +3,7 @@
 pub mod attr;
 pub mod descriptors;
 pub mod fcntl;
+pub mod mount;
 pub mod names;
 pub mod open;
 pub mod poll;

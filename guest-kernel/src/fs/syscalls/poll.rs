@@ -1,4 +1,4 @@
-//! poll(2), select(2) and epoll(7) calls, eventfd(2).
+//! poll(2), select(2) and epoll(7) calls, eventfd(2), signalfd(2).
 
 use alloc::{sync::Arc, vec::Vec};
 
@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use super::UserTimespec;
 use crate::{
     errno::{EBADF, EFAULT, EINVAL, Error, Restart, Result},
-    fs::{File, OpenFlags, epoll, eventfd, poll},
+    fs::{File, OpenFlags, epoll, eventfd, poll, signalfd::SignalFd},
     mm::user::{UserAddr, UserPtr},
     sched,
     signal::SigSet,
@@ -30,6 +30,8 @@ syscalls! { pub CALLS;
     281 epoll_pwait(epfd: Fd, events: UserPtr<epoll::UserEvent>, max: i32, timeout: i32, mask: UserPtr<u64>, size: usize) = epoll_pwait, Full, "", "pipe";
     441 epoll_pwait2(epfd: Fd, events: UserPtr<epoll::UserEvent>, max: i32, timeout: UserPtr<UserTimespec>, mask: UserPtr<u64>, size: usize) = epoll_pwait2, Full, "", "pipe";
     284 eventfd(initial: u32) = eventfd, Full, "", "pipe";
+    282 signalfd(fd: Fd, mask: UserPtr<u64>, size: usize) = signalfd, Full, "", "pipe";
+    289 signalfd4(fd: Fd, mask: UserPtr<u64>, size: usize, flags: Hex) = signalfd4, Full, "", "pipe";
     290 eventfd2(initial: u32, flags: Hex) = eventfd2, Full, "", "pipe";
 }
 
@@ -337,4 +339,23 @@ fn eventfd2(cur: &mut Current, initial: u32, flags: Hex) -> Result<i32> {
     let flags = flags_arg(Hex(flags.0 & !SEMAPHORE), OpenFlags::CLOEXEC | OpenFlags::NONBLOCK)?;
     let file = eventfd::EventFd::open(initial.into(), semaphore, flags, &cur.task.creds());
     cur.install(file, flags.contains(OpenFlags::CLOEXEC))
+}
+
+fn signalfd(cur: &mut Current, fd: Fd, mask: UserPtr<u64>, size: usize) -> Result<i32> {
+    signalfd4(cur, fd, mask, size, Hex(0))
+}
+
+fn signalfd4(cur: &mut Current, fd: Fd, mask: UserPtr<u64>, size: usize, flags: Hex) -> Result<i32> {
+    let flags = flags_arg(flags, OpenFlags::CLOEXEC | OpenFlags::NONBLOCK)?;
+    if size != 8 {
+        return Err(EINVAL);
+    }
+    let wanted = SigSet(cur.mm.read_value(mask)?).without(SigSet::UNBLOCKABLE);
+    if fd.0 == -1 {
+        let file = SignalFd::open(wanted, flags, &cur.task.creds());
+        return cur.install(file, flags.contains(OpenFlags::CLOEXEC));
+    }
+    let file = cur.file(fd)?;
+    file.ops().downcast::<SignalFd>().ok_or(EINVAL)?.set(wanted);
+    Ok(fd.0)
 }
