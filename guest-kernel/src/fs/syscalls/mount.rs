@@ -5,12 +5,7 @@ use alloc::{string::String, sync::Arc};
 use super::AT_FDCWD;
 use crate::{
     errno::{EBUSY, EINVAL, ENODEV, ENOTSUP, EPERM, Result},
-    fs::{
-        FileSystem, Inode, Mount, MountFlags, NewAttr, Path,
-        proc::ProcFs,
-        tmpfs::Tmpfs,
-        tty::PtsFs,
-    },
+    fs::{FileSystem, Inode, Mount, MountFlags, NewAttr, Path, proc::ProcFs, tmpfs::Tmpfs, tty::PtsFs},
     mm::{
         frames,
         user::{UserAddr, UserPtr},
@@ -154,7 +149,8 @@ fn umount2(cur: &mut Current, target: UserPath, flags: u32) -> Result<()> {
     if !Arc::ptr_eq(&at.dentry, &at.mount.root) {
         return Err(EINVAL);
     }
-    let in_use = Arc::ptr_eq(&at.mount, &cur.task.fs().cwd().mount) || Arc::ptr_eq(&at.mount, &cur.task.fs().root().mount);
+    let in_use =
+        Arc::ptr_eq(&at.mount, &cur.task.fs().cwd().mount) || Arc::ptr_eq(&at.mount, &cur.task.fs().root().mount);
     if in_use && flags & DETACH == 0 {
         return Err(EBUSY);
     }
