@@ -27,13 +27,17 @@ pub fn fork(namespaces: libc::c_int) -> std::io::Result<Fork> {
     }
 }
 
-/// Forking is only sound with one thread.
+/// Forking is only sound with one thread. One that has been joined may take a moment longer to be gone.
 pub fn check_single_threaded() -> Result<()> {
-    let threads = std::fs::read_dir("/proc/self/task").context("/proc/self/task")?.count();
-    if threads != 1 {
-        bail!("{threads} threads run where a process is to be made");
+    let mut threads = 0;
+    for _ in 0..500 {
+        threads = std::fs::read_dir("/proc/self/task").context("/proc/self/task")?.count();
+        if threads == 1 {
+            return Ok(());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(1));
     }
-    Ok(())
+    bail!("{threads} threads run where a process is to be made");
 }
 
 /// Leaves a namespace.
