@@ -150,6 +150,9 @@ fn check(cur: &Current, request: &CloneRequest) -> Result<()> {
 
 /// RLIMIT_NPROC, which binds who is neither root nor privileged.
 fn check_process_count(task: &Task) -> Result<()> {
+    if crate::mm::kmem::under_pressure() {
+        return Err(EAGAIN);
+    }
     let limit = task.process.limits.lock().soft(Resource::Nproc);
     if limit == super::limits::RLIM_INFINITY {
         return Ok(());
