@@ -4,7 +4,7 @@ use std::{
     fs,
     io::Write,
     os::{
-        fd::OwnedFd,
+        fd::{AsFd, OwnedFd},
         unix::{ffi::OsStrExt, net::UnixListener},
     },
     path::{Path, PathBuf},
@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use clap::ArgMatches;
+use sentry_abi::config::{Mount, MountSource};
 
 use crate::{
     args,
@@ -130,7 +131,17 @@ pub fn make(
 ) -> Result<Made> {
     let launched = (|| {
         let backend = platform::choose(settings.platform, &settings.root)?;
-        let roots = sandbox::open_roots(roots)?;
+        let host_roots = roots;
+        let roots = sandbox::open_roots(host_roots)?;
+        if let (Some(root), Some(opened)) = (host_roots.first(), roots.first())
+            && root.readonly
+            && !config.container.mounts.first().is_some_and(is_overlay)
+        {
+            sandbox::mount_points::make(opened.fd.as_fd(), &config.container.mounts, |mount| match mount.source {
+                MountSource::Gofer { index, .. } => host_roots.get(index as usize).is_some_and(|r| r.path.is_file()),
+                _ => false,
+            })?;
+        }
         let control_path = entry.control_socket();
         let control = bind(&control_path)?;
         config.container.process.terminal &= streams.stdin_is_terminal();
@@ -221,4 +232,9 @@ fn write_pid(path: &Path, pid: i32) -> Result<()> {
     let mut file = fs::File::create(&temporary).with_context(what)?;
     file.write_all(pid.to_string().as_bytes()).with_context(what)?;
     fs::rename(&temporary, path).with_context(what)
+}
+
+/// Writes to it stay in memory, and with them the mount points that the sandbox makes.
+fn is_overlay(mount: &Mount) -> bool {
+    matches!(mount.source, MountSource::Gofer { overlay: true, .. })
 }

@@ -9,6 +9,7 @@
 pub mod channel;
 pub mod confine;
 pub mod handover;
+pub mod mount_points;
 pub mod process;
 pub mod signals;
 pub mod stdio;
