@@ -189,6 +189,9 @@ impl Worker {
             }
             match cause {
                 Cause::None => {}
+                Cause::Exception { vector: vector::XM, .. } if self.xstate.x87_exception(tid)? => {
+                    return Ok(Some(exception(ctx, vector::MF, 0, 0)));
+                }
                 Cause::Exception { vector, address } => return Ok(Some(exception(ctx, vector, 0, address))),
                 Cause::Vsyscall { nr } => return Ok(Some(vsyscall(ctx, nr))),
                 Cause::PageFault { address, protection } => {

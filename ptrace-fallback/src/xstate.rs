@@ -28,6 +28,12 @@ impl XstateBuffer {
         Ok(XstateBuffer { host })
     }
 
+    /// Whether the x87 unit has an exception to report (the status word's summary bit): else it was an SSE instruction.
+    pub fn x87_exception(&mut self, tid: i32) -> io::Result<bool> {
+        ptrace::get_xstate(tid, &mut self.host)?;
+        Ok(self.host[2] & 0x80 != 0)
+    }
+
     /// Copies a stub's state to `area`.
     pub fn save(&mut self, tid: i32, area: &mut [u8]) -> io::Result<()> {
         ptrace::get_xstate(tid, &mut self.host)?;

@@ -149,6 +149,7 @@ fn exceptions_have_their_vectors() {
         (program!(stack_segment: "mov rbp, 0x8000000000000000", "mov rax, [rbp]"), vector::SS),
         (program!(step: "pushfq", "or dword ptr [rsp], 0x100", "popfq", "nop", "nop"), vector::DB),
         (program!(icebp: ".byte 0xf1"), vector::DB),
+        (program!(x87: "push 0", "fldcw [rsp]", "fldz", "fldz", "fdivp", "fwait"), vector::MF),
         (program!(sse: "push 0", "ldmxcsr [rsp]", "xorps xmm0, xmm0", "divss xmm0, xmm0"), vector::XM),
     ];
     rig.run(0, move |sentry| {

@@ -28,6 +28,8 @@ pub enum FaultError {
 /// Pages mapped at once around a fault: anonymous memory, and pages of objects.
 const AROUND_ANONYMOUS: u64 = 16;
 const AROUND_OBJECT: u64 = 64;
+/// Most for anonymous memory that is touched in order.
+const STREAM_MAX: u64 = 128;
 
 impl AddressSpace {
     /// Resolves a fault of user code, or of a copy on its behalf, at `address`. `error` is the page-fault error code
@@ -60,7 +62,7 @@ impl AddressSpace {
             };
         }
         match &vma.kind {
-            VmaKind::Anonymous => self.fault_anonymous(&inner, &vma, page),
+            VmaKind::Anonymous => self.fault_anonymous(&mut inner, &vma, page),
             VmaKind::Object { .. } if write && vma.is_private() => self.fault_private_write(&inner, &vma, page),
             VmaKind::Object { .. } => self.fault_object(&inner, &vma, page, write),
             VmaKind::Kernel { gpa, .. } => {
@@ -94,25 +96,26 @@ impl AddressSpace {
         Some(vma)
     }
 
-    fn fault_anonymous(&self, inner: &Inner, vma: &Vma, page: u64) -> Result<(), FaultError> {
-        // The largest aligned block around the page that is inside the mapping and unmapped.
-        let mut pages = AROUND_ANONYMOUS;
-        while pages > 1 {
+    fn fault_anonymous(&self, inner: &mut Inner, vma: &Vma, page: u64) -> Result<(), FaultError> {
+        // Memory that is touched in order gets more at a time: a fault costs more than the pages.
+        let mut pages = if page == inner.stream.0 { (inner.stream.1 * 2).min(STREAM_MAX) } else { AROUND_ANONYMOUS };
+        // The largest aligned block around the page that is inside the mapping and unmapped, and that memory has in one piece.
+        let (gpa, start) = loop {
             let (block, end) = (page & !(pages * PAGE_SIZE - 1), (page | (pages * PAGE_SIZE - 1)) + 1);
             let mut whole = block >= vma.start && end <= vma.end;
-            if whole {
+            if whole && pages > 1 {
                 inner.table.for_each(block, end, |_, _| whole = false);
             }
-            if whole {
-                break;
+            if whole || pages == 1 {
+                match frames::alloc(pages.trailing_zeros() as usize) {
+                    Ok(gpa) => break (gpa, block),
+                    Err(_) if pages > 1 => {}
+                    Err(_) => return Err(FaultError::NoMemory),
+                }
             }
             pages /= 2;
-        }
-        let (gpa, start, pages) = match frames::alloc(pages.trailing_zeros() as usize) {
-            Ok(gpa) => (gpa, page & !(pages * PAGE_SIZE - 1), pages),
-            // Memory is short or scattered: the one page will do.
-            Err(_) => (frames::alloc(0).map_err(|_| FaultError::NoMemory)?, page, 1),
         };
+        inner.stream = (start + pages * PAGE_SIZE, pages);
         let bits = PRESENT | USER | ANONYMOUS | permission(vma.prot);
         for i in 0..pages {
             let Ok(entry) = inner.table.entry_or_create(start + i * PAGE_SIZE) else {

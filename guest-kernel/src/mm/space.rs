@@ -69,6 +69,8 @@ pub(super) struct Inner {
     pub layout: Layout,
     /// Bytes mapped.
     pub total: u64,
+    /// Where the last fault in anonymous memory stopped, and how many pages it mapped.
+    pub stream: (u64, u64),
 }
 
 static TEMPLATE: AtomicU64 = AtomicU64::new(0);
@@ -91,6 +93,7 @@ impl AddressSpace {
             vmas: BTreeMap::new(),
             layout: Layout { mmap_base: USER_TOP, ..Layout::default() },
             total: 0,
+            stream: (0, 0),
         };
         Ok(Arc::new_cyclic(|weak| AddressSpace {
             root,
