@@ -63,7 +63,7 @@ const HEADER: usize = 16;
 
 /// `struct sock_fprog` at `address` with the program behind it, as bytes.
 pub fn fprog(program: &[sock_filter], address: u64) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(HEADER + program.len() * size_of::<sock_filter>());
+    let mut bytes = Vec::with_capacity(HEADER + size_of_val(program));
     bytes.extend_from_slice(&(program.len() as u64).to_ne_bytes());
     bytes.extend_from_slice(&(address + HEADER as u64).to_ne_bytes());
     for op in program {

@@ -268,11 +268,9 @@ impl StubThread {
     fn remote_stop(&mut self, stop: Stop) -> Result<Option<Registers>> {
         match stop {
             Stop::Exited => return Err(StubError::Gone),
-            Stop::Signal(libc::SIGTRAP) => {
-                // SI_KERNEL: an int3, not a signal somebody sent.
-                if ptrace::signal_info(self.tid)?.code == 0x80 {
-                    return Ok(Some(ptrace::get_registers(self.tid)?));
-                }
+            // SI_KERNEL: an int3, not a signal somebody sent.
+            Stop::Signal(libc::SIGTRAP) if ptrace::signal_info(self.tid)?.code == 0x80 => {
+                return Ok(Some(ptrace::get_registers(self.tid)?));
             }
             Stop::Signal(signal @ (libc::SIGSEGV | libc::SIGBUS | libc::SIGILL | libc::SIGSYS | libc::SIGFPE)) => {
                 let info = ptrace::signal_info(self.tid)?;

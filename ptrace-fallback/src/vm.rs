@@ -170,8 +170,8 @@ impl Vm for PtraceVm {
 
     fn window_unmap(&self, window_offset: u64, len: u64) -> Result<()> {
         ensure!(window_offset.is_multiple_of(PAGE_SIZE), "window offset {window_offset:#x} is not page aligned");
-        // Translations are gone: the sentry clears and flushes its entries first, and a stub that still has one only
-        // keeps what it could read before.
+        // The sentry has cleared and flushed its entries, as a CPU would want it too; and before user code runs again in a
+        // space whose flush was put off, that is made up for.
         self.shared.memory.window_unmap(window_offset, len)
     }
 

@@ -114,8 +114,10 @@ fn kicks_return_from_run() {
     assert!(interrupted >= 50);
 }
 
+type Job = Box<dyn FnOnce(&common::Sentry) + Send>;
+
 /// Runs each closure as the sentry of a vCPU on a thread of its own.
-fn on_cpus(rig: &Arc<Rig>, sentries: Vec<Box<dyn FnOnce(&common::Sentry) + Send>>) {
+fn on_cpus(rig: &Arc<Rig>, sentries: Vec<Job>) {
     // The end of a vCPU ends the stubs it has threads in: so they end together.
     let end = Arc::new(Barrier::new(sentries.len()));
     thread::scope(|scope| {

@@ -9,7 +9,7 @@ use std::{
     fmt::Write,
     mem, ptr,
     sync::{
-        Once,
+        Once, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -98,8 +98,7 @@ impl Crash {
 }
 
 /// What handled the signals before; written once, before the handlers are in place.
-static mut PREVIOUS: [mem::MaybeUninit<libc::sigaction>; SIGNALS.len()] =
-    [const { mem::MaybeUninit::uninit() }; SIGNALS.len()];
+static PREVIOUS: [OnceLock<libc::sigaction>; SIGNALS.len()] = [const { OnceLock::new() }; SIGNALS.len()];
 static INSTALL: Once = Once::new();
 
 struct AlternateStack(*mut libc::c_void);
@@ -148,13 +147,14 @@ pub fn prepare_thread() -> Result<()> {
 
 fn install() {
     for (index, &signal) in SIGNALS.iter().enumerate() {
-        // SAFETY: `handler` is async-signal-safe for the threads that run coroutines and passes everything else on;
-        // PREVIOUS is written before the handler that reads it exists, and only here (under `Once`).
+        // SAFETY: `handler` is async-signal-safe for the threads that run coroutines and passes everything else on.
         unsafe {
             let mut action: libc::sigaction = mem::zeroed();
             action.sa_sigaction = handler as *const () as usize;
             action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-            libc::sigaction(signal, ptr::null(), (*(&raw mut PREVIOUS))[index].as_mut_ptr());
+            let mut previous: libc::sigaction = mem::zeroed();
+            libc::sigaction(signal, ptr::null(), &mut previous);
+            PREVIOUS[index].get_or_init(|| previous);
             libc::sigaction(signal, &action, ptr::null_mut());
         }
     }
@@ -198,11 +198,10 @@ extern "C" fn handler(signal: libc::c_int, info: *mut libc::siginfo_t, context: 
 /// # Safety
 /// Only from the handler, with what the kernel passed to it.
 unsafe fn pass_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    let Some(index) = SIGNALS.iter().position(|&known| known == signal) else { return };
-    // SAFETY: PREVIOUS[index] was written before this handler was installed; the function pointers in it are those of the
-    // process's earlier handlers and have the types their flags say.
+    let index = SIGNALS.iter().position(|&known| known == signal);
+    let Some(previous) = index.and_then(|index| PREVIOUS[index].get()) else { return };
+    // SAFETY: the function pointers are those of the process's earlier handlers and have the types their flags say.
     unsafe {
-        let previous = (*(&raw const PREVIOUS))[index].assume_init_ref();
         match previous.sa_sigaction {
             libc::SIG_DFL | libc::SIG_IGN => {
                 // The instruction faults again and meets the default action.
