@@ -20,8 +20,14 @@ use super::{
 /// Open files of the sandbox at a time; descriptors of nodes and our own have the rest of the host's limit.
 const RESERVED_FDS: u64 = 2560;
 
+struct Open {
+    file: OwnedFd,
+    /// O_APPEND is set.
+    appending: bool,
+}
+
 pub(super) struct Files {
-    open: HashMap<u64, OwnedFd>,
+    open: HashMap<u64, Open>,
     next: u64,
     max: usize,
 }
@@ -39,7 +45,7 @@ impl Files {
     fn insert(&mut self, file: OwnedFd) -> u64 {
         let fh = self.next;
         self.next += 1;
-        self.open.insert(fh, file);
+        self.open.insert(fh, Open { file, appending: false });
         fh
     }
 
@@ -47,8 +53,20 @@ impl Files {
         self.open.remove(&fh);
     }
 
+    /// For a write at the end or at an offset. A flag of the description: overlayfs and others ignore RWF_APPEND.
+    fn for_write(&mut self, fh: u64, append: bool) -> Result<&OwnedFd, Errno> {
+        let open = self.open.get_mut(&fh).ok_or(Errno::BADF)?;
+        if open.appending != append {
+            let flags = rustix::fs::fcntl_getfl(&open.file)?;
+            let flags = if append { flags | OFlags::APPEND } else { flags - OFlags::APPEND };
+            rustix::fs::fcntl_setfl(&open.file, flags)?;
+            open.appending = append;
+        }
+        Ok(&open.file)
+    }
+
     pub fn get(&self, fh: u64) -> Result<&OwnedFd, Errno> {
-        self.open.get(&fh).ok_or(Errno::BADF)
+        self.open.get(&fh).map(|open| &open.file).ok_or(Errno::BADF)
     }
 }
 
@@ -148,13 +166,12 @@ impl Server {
         if arg.size > fuse::MAX_DATA || call.chain.readable() < count {
             return Err(Errno::INVAL);
         }
-        let file = self.files.get(arg.fh)?;
         let append = arg.write_flags & fuse::write_flags::APPEND != 0;
+        let file = self.files.for_write(arg.fh, append)?;
         let start = offset(arg.offset)?;
-        let flags = if append { libc::RWF_APPEND } else { 0 };
         let mut done = 0;
         while done < count {
-            match call.chain.write_to(file.as_fd(), count - done, Some(start.saturating_add(done as i64)), flags) {
+            match call.chain.write_to(file.as_fd(), count - done, Some(start.saturating_add(done as i64)), 0) {
                 Ok(0) => break,
                 Ok(written) => done += written,
                 Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
