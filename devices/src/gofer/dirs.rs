@@ -91,6 +91,7 @@ impl Server {
         let (old_dir, old_name, _fd) = self.nodes.path(arg.oldnodeid)?;
         rustix::fs::linkat(old_dir, &old_name, &dir, name, AtFlags::SYMLINK_FOLLOW)?;
         let stat = stat_at(dir.as_fd(), name)?;
+        self.nodes.changed(arg.oldnodeid, &stat);
         let id = self.nodes.enter(parent, name, &stat)?;
         let entry = self.nodes.entry(id, &stat);
         call.reply(&entry)
@@ -118,15 +119,13 @@ impl Server {
             return Err(Errno::INVAL);
         }
         let exchange = flags.contains(RenameFlags::EXCHANGE);
-        let mut out = fuse::RenameOut::default();
-        if !exchange {
-            out.replaced = self.nodes.pin(new, new_name)?;
-        }
+        let replaced = if exchange { self.nodes.known(new, new_name) } else { self.nodes.pin(new, new_name)? };
+        let out = fuse::RenameOut { moved: self.nodes.known(old, old_name), replaced };
         let (old_dir, new_dir) = (self.nodes.fd(old)?, self.nodes.fd(new)?);
         rustix::fs::renameat_with(&old_dir, old_name, &new_dir, new_name, flags)?;
-        out.moved = self.nodes.moved(new, new_name);
+        self.nodes.moved(out.moved, new, new_name);
         if exchange {
-            out.replaced = self.nodes.moved(old, old_name);
+            self.nodes.moved(out.replaced, old, old_name);
         }
         call.reply(&out)
     }

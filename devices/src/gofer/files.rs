@@ -102,6 +102,9 @@ impl Server {
         } else {
             self.nodes.open(id, flags)?
         };
+        if flags != OFlags::RDONLY {
+            self.nodes.changed(id, &stat_of(file.as_fd())?);
+        }
         Ok(self.files.insert(file))
     }
 

@@ -83,6 +83,7 @@ impl Server {
             rustix::fs::utimensat(dir, &name, &times, AtFlags::empty())?;
         }
         let stat = stat_of(self.nodes.fd(id)?.as_fd())?;
+        self.nodes.changed(id, &stat);
         let attr = self.nodes.attr(&stat);
         call.reply(&fuse::AttrOut { attr, ..Default::default() })
     }

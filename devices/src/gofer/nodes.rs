@@ -265,18 +265,39 @@ impl Nodes {
         Ok(id)
     }
 
-    /// The inode that is now `name` below `parent` is reached by that path from now on; its node, or 0.
-    pub fn moved(&mut self, parent: u64, name: &[u8]) -> u64 {
+    /// The node of what is called `name` below `parent`, if the sentry knows it; else 0.
+    pub fn known(&mut self, parent: u64, name: &[u8]) -> u64 {
         let Ok(dir) = self.fd(parent) else { return 0 };
         let Some(root) = self.nodes.get(&parent).map(|node| node.identity.root) else { return 0 };
         let Ok(stat) = stat_at(dir.as_fd(), name) else { return 0 };
-        match self.by_identity.get(&Identity::of(root, &stat)) {
-            Some(&id) if let Some(node) = self.nodes.get_mut(&id) => {
-                (node.parent, node.name) = (parent, name.into());
-                id
-            }
-            _ => 0,
+        self.by_identity.get(&Identity::of(root, &stat)).copied().unwrap_or(0)
+    }
+
+    /// The node is reached by that path from now on.
+    pub fn moved(&mut self, id: u64, parent: u64, name: &[u8]) {
+        if let Some(node) = self.nodes.get_mut(&id) {
+            (node.parent, node.name) = (parent, name.into());
         }
+        if let Ok(dir) = self.fd(parent)
+            && let Ok(stat) = stat_at(dir.as_fd(), name)
+        {
+            self.changed(id, &stat);
+        }
+    }
+
+    /// The node was changed and looks like this now. On overlayfs the change may have copied it up, which can give it
+    /// another device and inode number.
+    pub fn changed(&mut self, id: u64, stat: &Stat) {
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        let identity = Identity::of(node.identity.root, stat);
+        if identity == node.identity || FileType::from_raw_mode(stat.st_mode) != node.kind {
+            return;
+        }
+        let old = std::mem::replace(&mut node.identity, identity);
+        if self.by_identity.get(&old) == Some(&id) {
+            self.by_identity.remove(&old);
+        }
+        self.by_identity.insert(identity, id);
     }
 
     /// Opens a node's file for I/O. Only regular files and directories: opening anything else can block, or do something.

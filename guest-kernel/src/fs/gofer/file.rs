@@ -52,6 +52,12 @@ impl Node {
             let flags = fuse::walk::OPEN | if share { fuse::walk::SHARE } else { 0 };
             let (out, _) = self.open_request(flags, write, None)?;
             self.replace_handle(&mut handle, Handle { fh: out.fh, writable: write, window: out.handle });
+            if write {
+                // On a host's overlayfs opening for writing makes another file of it: what the window shows is the old one.
+                let old = self.segments.take_all();
+                self.retired.lock().extend(old.into_values());
+                self.drop_retired();
+            }
         }
         if share && handle.window == 0 {
             let arg = fuse::ShareIn { fh: handle.fh };

@@ -123,6 +123,11 @@ impl Segments {
         self.0.lock().insert(segment.first / CHUNK, segment)
     }
 
+    /// Takes all of them out: what they show is not the file any more.
+    pub fn take_all(&self) -> BTreeMap<u64, Arc<Segment>> {
+        core::mem::take(&mut *self.0.lock())
+    }
+
     /// Takes a segment out unless something maps the file. A mapping is made known before its first page is asked for, so
     /// one that is not known yet will not find the segment.
     fn evict(&self, segment: &Arc<Segment>, mapped: &MappingList) -> Option<Arc<Segment>> {
