@@ -17,15 +17,6 @@ pub(super) unsafe fn write_msr(msr: u32, value: u64) {
     }
 }
 
-fn read_kernel_gs_base() -> u64 {
-    let (low, high): (u32, u32);
-    // SAFETY: the MSR exists on every CPU with long mode; reading has no effect.
-    unsafe {
-        asm!("rdmsr", in("ecx") MSR_KERNEL_GS_BASE, out("eax") low, out("edx") high, options(nomem, nostack, preserves_flags));
-    }
-    u64::from(high) << 32 | u64::from(low)
-}
-
 pub(super) fn read_cr3() -> u64 {
     let value;
     // SAFETY: reads a register.
@@ -74,9 +65,10 @@ fn canonical(address: u64) -> u64 {
 }
 
 /// Loads the segment bases of a task. Data segment selectors mean nothing in 64-bit mode; what another task left there goes.
+/// The user's GS base is on the other side of SWAPGS, which is cheaper to visit than its MSR.
 pub(super) fn load_segments(regs: &Registers) {
     // SAFETY: null selectors are valid in 64-bit mode. Loading GS clears its base, which holds the per-CPU pointer: it is put
-    // back before anything uses it, with interrupts off and NMIs finding it by their stack.
+    // back before anything uses it, with interrupts off; traps find the per-CPU block by their stack.
     unsafe {
         asm!(
             "rdgsbase {kernel}",
@@ -86,18 +78,31 @@ pub(super) fn load_segments(regs: &Registers) {
             "mov gs, {zero:e}",
             "wrgsbase {kernel}",
             "wrfsbase {fs}",
+            "swapgs",
+            "wrgsbase {gs}",
+            "swapgs",
             zero = in(reg) 0,
             kernel = out(reg) _,
             fs = in(reg) canonical(regs.fs_base),
+            gs = in(reg) canonical(regs.gs_base),
             options(nostack, preserves_flags),
         );
-        write_msr(MSR_KERNEL_GS_BASE, canonical(regs.gs_base));
     }
 }
 
 /// Reads the segment bases of the task that last ran.
 pub(super) fn save_segments(regs: &mut Registers) {
-    // SAFETY: reads a register; the boot state enables the instruction.
-    unsafe { asm!("rdfsbase {}", out(reg) regs.fs_base, options(nomem, nostack, preserves_flags)) };
-    regs.gs_base = read_kernel_gs_base();
+    // SAFETY: reads registers; the boot state enables the instructions. Between the two SWAPGS, with interrupts off, nothing
+    // uses GS; traps find the per-CPU block by their stack.
+    unsafe {
+        asm!(
+            "rdfsbase {fs}",
+            "swapgs",
+            "rdgsbase {gs}",
+            "swapgs",
+            fs = out(reg) regs.fs_base,
+            gs = out(reg) regs.gs_base,
+            options(nomem, nostack, preserves_flags),
+        );
+    }
 }
