@@ -251,6 +251,26 @@ fn kill_process(
     if sig == 0 { Ok(()) } else { send::to_process(process, info, Origin::Inside) }
 }
 
+/// For pidfd_send_signal(2): with the caller's siginfo, or the one of kill(2).
+pub fn send_to_process(
+    cur: &Current,
+    process: &alloc::sync::Arc<crate::task::Process>,
+    sig: u32,
+    info: UserPtr<SigInfo>,
+) -> Result<()> {
+    check_signal(sig)?;
+    let info = if info.is_null() {
+        from_user(cur, sig, code::SI_USER)
+    } else {
+        let given = read_info(cur, info, sig, process.pid)?;
+        if cur.mm.read_value(info)?.signo != sig as i32 {
+            return Err(EINVAL);
+        }
+        given
+    };
+    kill_process(cur, process, sig, info)
+}
+
 fn find_thread(tgid: Option<i32>, tid: i32) -> Result<alloc::sync::Arc<Task>> {
     if tid <= 0 || tgid.is_some_and(|t| t <= 0) {
         return Err(EINVAL);

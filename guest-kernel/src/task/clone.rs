@@ -14,6 +14,7 @@ use super::{
 use crate::{
     counters::{Counter, count},
     errno::{EAGAIN, EINTR, EINVAL, EPERM, Error, Restart, Result},
+    fs::OpenFlags,
     mm::user::{UserAddr, UserPtr},
     sched,
     signal::set,
@@ -73,6 +74,8 @@ pub struct CloneRequest {
     pub tls: u64,
     pub parent_tid: UserPtr<Pid>,
     pub child_tid: UserPtr<Pid>,
+    /// Where CLONE_PIDFD stores the descriptor.
+    pub pidfd: UserPtr<i32>,
 }
 
 /// Creates the task and makes it run; gives its tid.
@@ -96,6 +99,13 @@ pub fn clone(cur: &mut Current, request: &CloneRequest) -> Result<Pid> {
             return Err(error);
         }
     };
+    if has(F::PIDFD)
+        && let Err(error) = give_pidfd(cur, request, &child)
+    {
+        child.abandon();
+        table::lock().release(pid);
+        return Err(error);
+    }
     count(Counter::Forks);
     if has(F::PARENT_SETTID) {
         // As on Linux, a bad address is ignored: the child exists.
@@ -226,6 +236,17 @@ fn create(cur: &mut Current, request: &CloneRequest, pid: Pid) -> Result<Arc<Tas
     Ok(child)
 }
 
+/// CLONE_PIDFD.
+fn give_pidfd(cur: &mut Current, request: &CloneRequest, child: &Task) -> Result<()> {
+    let file = super::pidfd::open(&child.process, OpenFlags::empty(), &cur.task.creds());
+    let fd = cur.install(file, true)?;
+    let stored = cur.mm.write_value(request.pidfd, &fd);
+    if stored.is_err() {
+        drop(cur.task.files().remove(fd));
+    }
+    stored
+}
+
 /// Makes the child known, unless its process is ending.
 fn publish(process: &Arc<Process>, task: &Task, child: &Arc<Task>, thread: bool) -> Result<()> {
     let mut table = table::lock();
@@ -272,6 +293,9 @@ pub const CLONE_ARGS_SIZE_VER0: usize = 64;
 impl CloneArgs {
     pub fn to_request(self, cur: &Current) -> Result<CloneRequest> {
         let flags = CloneFlags::from_bits(self.flags).ok_or(EINVAL)?;
+        if flags.contains(CloneFlags::PIDFD | CloneFlags::THREAD) {
+            return Err(EINVAL);
+        }
         if flags.intersects(CloneFlags::DETACHED) || self.flags & 0xff != 0 || self.exit_signal >= 0x100 {
             return Err(EINVAL);
         }
@@ -299,6 +323,7 @@ impl CloneArgs {
             tls: self.tls,
             parent_tid: UserPtr::new(UserAddr(self.parent_tid)),
             child_tid: UserPtr::new(UserAddr(self.child_tid)),
+            pidfd: UserPtr::new(UserAddr(self.pidfd)),
         })
     }
 }

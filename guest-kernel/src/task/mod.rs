@@ -13,6 +13,7 @@ pub mod ids;
 pub mod info;
 pub mod init;
 pub mod limits;
+pub mod pidfd;
 pub mod prctl;
 pub mod process;
 pub mod rlimit;

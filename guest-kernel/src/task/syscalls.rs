@@ -10,7 +10,7 @@ use super::{
     Pid,
     clone::{self, CLONE_ARGS_SIZE_VER0, CloneArgs, CloneFlags, CloneRequest},
     exec::{self, ExecFile, Request},
-    exit, stack,
+    exit, pidfd, stack,
     times::Usage,
     wait::{self, WaitOptions, Which},
 };
@@ -87,7 +87,10 @@ fn clone_call(
 ) -> Result<Pid> {
     // The low byte is the signal; bits that Linux does not know are ignored by this old call.
     let flags_only = CloneFlags::from_bits_truncate(flags.0 & 0xffff_ff00);
-    if flags_only.contains(CloneFlags::PIDFD) {
+    // The descriptor goes where the tid would.
+    if flags_only.contains(CloneFlags::PIDFD)
+        && flags_only.intersects(CloneFlags::PARENT_SETTID | CloneFlags::DETACHED | CloneFlags::THREAD)
+    {
         return Err(EINVAL);
     }
     let request = CloneRequest {
@@ -97,13 +100,14 @@ fn clone_call(
         tls: tls.0,
         parent_tid,
         child_tid,
+        pidfd: UserPtr::new(parent_tid.addr),
     };
     clone::clone(cur, &request)
 }
 
 fn fork_with(cur: &mut Current, flags: CloneFlags) -> Result<Pid> {
     let null = UserPtr::new(UserAddr::NULL);
-    let request = CloneRequest { flags, exit_signal: SIGCHLD, stack: 0, tls: 0, parent_tid: null, child_tid: null };
+    let request = CloneRequest { flags, exit_signal: SIGCHLD, stack: 0, tls: 0, parent_tid: null, child_tid: null, pidfd: UserPtr::new(UserAddr::NULL) };
     clone::clone(cur, &request)
 }
 
@@ -129,9 +133,6 @@ fn clone3(cur: &mut Current, args: UserPtr<CloneArgs>, size: usize) -> Result<Pi
         return Err(E2BIG);
     }
     let request = args.to_request(cur)?;
-    if request.flags.contains(CloneFlags::PIDFD) {
-        return Err(EINVAL);
-    }
     clone::clone(cur, &request)
 }
 
@@ -169,6 +170,7 @@ fn waitid(
     const P_ALL: u32 = 0;
     const P_PID: u32 = 1;
     const P_PGID: u32 = 2;
+    const P_PIDFD: u32 = 3;
     let options = WaitOptions::from_bits(options.0 as u32).ok_or(EINVAL)?;
     if !options.intersects(WaitOptions::EXITED | WaitOptions::STOPPED | WaitOptions::CONTINUED) {
         return Err(EINVAL);
@@ -177,6 +179,7 @@ fn waitid(
         P_ALL => Which::Any,
         P_PID if id > 0 => Which::Pid(id),
         P_PGID if id > 0 => Which::Group(id),
+        P_PIDFD if id >= 0 => Which::Pid(pidfd::waited_pid(cur, id)?),
         P_PGID if id == 0 => Which::Group(cur.task.process.pgid()),
         _ => return Err(EINVAL),
     };
