@@ -1,5 +1,6 @@
 // fork, vfork, clone, wait, exit.
 #include "abi.h"
+#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <sys/prctl.h>
@@ -353,7 +354,39 @@ static void parent_death_signal(void) {
     EQ(read(p[0], &c, 1), 0); // the grandchild's end closes when it dies
 }
 
-TESTS(T(exit_codes), T(killed_status), T(fork_memory_is_private), T(fork_shares_offsets), T(pids), T(orphan_is_reparented),
+// A descriptor for a process: readable at its end, a target for signals and for waitid.
+static void process_descriptors(void) {
+    CHILD_PID(pid) {
+        for (;;) pause();
+    }
+    int fd = syscall(SYS_pidfd_open, pid, 0);
+    OK(fd);
+    EQ(fcntl(fd, F_GETFD), FD_CLOEXEC);
+    ERR(syscall(SYS_pidfd_open, -1, 0), EINVAL);
+    ERR(syscall(SYS_pidfd_open, 30000, 0), ESRCH);
+    struct pollfd p = {fd, POLLIN, 0};
+    EQ(poll(&p, 1, 0), 0);
+    OK(syscall(SYS_pidfd_send_signal, fd, 0, NULL, 0));
+    ERR(syscall(SYS_pidfd_send_signal, 0, 0, NULL, 0), EBADF);
+    OK(syscall(SYS_pidfd_send_signal, fd, SIGTERM, NULL, 0));
+    EQ(poll(&p, 1, 10000), 1);
+    siginfo_t info;
+    OK(waitid((idtype_t)3 /* P_PIDFD */, fd, &info, WEXITED));
+    EQ(info.si_pid, pid); EQ(info.si_code, CLD_KILLED); EQ(info.si_status, SIGTERM);
+    ERR(syscall(SYS_pidfd_send_signal, fd, 0, NULL, 0), ESRCH);
+    close(fd);
+    // from clone
+    int got = -1;
+    pid = syscall(SYS_clone, CLONE_PIDFD | SIGCHLD, 0, &got, 0, 0);
+    if (pid == 0) _exit(3);
+    OK(pid);
+    TRUE(got >= 0);
+    p.fd = got;
+    EQ(poll(&p, 1, 10000), 1);
+    EQ(reap(pid), 3 << 8);
+}
+
+TESTS(T(process_descriptors), T(exit_codes), T(killed_status), T(fork_memory_is_private), T(fork_shares_offsets), T(pids), T(orphan_is_reparented),
       T(subreaper), T(vfork_shares_memory), T(wait_any_and_nohang), T(waitid_kinds), T(wait_by_group), T(wait4_usage),
       T(exit_group), T(main_thread_may_exit_first), T(clone_flags), T(clone_exit_signal), T(clone_shares_files_and_fs),
       T(clone3_call), T(many_children), T(deep_fork_chain), T(threads_fork_at_once), T(process_name), T(parent_death_signal))

@@ -1,5 +1,7 @@
 // Signals: handlers, masks, siginfo, restarts, alternate stacks, default actions, delivery to threads, SIGCHLD, stops.
 #include "abi.h"
+#include <poll.h>
+#include <sys/signalfd.h>
 #include <pthread.h>
 #include <sys/time.h>
 #include <sys/uio.h>
@@ -510,7 +512,50 @@ static void storm(void) {
     TRUE(sum != 0 && check != -1);
 }
 
-TESTS(T(handler_runs), T(siginfo_of_kill_and_queue), T(blocked_is_pending), T(realtime_signals_queue), T(mask_during_handler),
+// Pending signals read from a descriptor; poll says when.
+static void signal_descriptor(void) {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGUSR1);
+    sigaddset(&set, SIGRTMIN + 1);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+    int fd = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
+    OK(fd);
+    struct signalfd_siginfo info[3];
+    ERR(read(fd, info, sizeof info), EAGAIN);
+    ERR(read(fd, info, 100), EINVAL);
+    struct pollfd p = {fd, POLLIN, 0};
+    EQ(poll(&p, 1, 0), 0);
+    CHILD_PID(pid) {
+        sleep_ms(30);
+        OK(sigqueue(getppid(), SIGRTMIN + 1, (union sigval){.sival_int = 77}));
+        _exit(0);
+    }
+    EQ(poll(&p, 1, 10000), 1);
+    EQ(p.revents, POLLIN);
+    raise(SIGUSR1);
+    EQ(read(fd, info, sizeof info), 2 * (int)sizeof info[0]);
+    EQ(info[0].ssi_signo, SIGUSR1); EQ(info[0].ssi_code, SI_TKILL); EQ(info[0].ssi_pid, getpid());
+    EQ(info[1].ssi_signo, SIGRTMIN + 1); EQ(info[1].ssi_code, SI_QUEUE); EQ(info[1].ssi_int, 77); EQ(info[1].ssi_pid, pid);
+    EQ(poll(&p, 1, 0), 0);
+    reap_ok(pid);
+    // another mask; blocking until one comes
+    sigdelset(&set, SIGUSR1);
+    EQ(signalfd(fd, &set, 0), fd);
+    raise(SIGUSR1);
+    ERR(read(fd, info, sizeof info), EAGAIN);
+    OK(fcntl(fd, F_SETFL, 0));
+    CHILD_PID(other) {
+        sleep_ms(30);
+        kill(getppid(), SIGRTMIN + 1);
+        _exit(0);
+    }
+    EQ(read(fd, info, sizeof info), (int)sizeof info[0]);
+    EQ(info[0].ssi_signo, SIGRTMIN + 1);
+    reap_ok(other);
+}
+
+TESTS(T(signal_descriptor), T(handler_runs), T(siginfo_of_kill_and_queue), T(blocked_is_pending), T(realtime_signals_queue), T(mask_during_handler),
       T(resethand), T(nested_handlers_unwind), T(context_is_written_back), T(restart_and_eintr), T(restart_of_wait),
       T(nanosleep_reports_remaining), T(ignored_does_not_interrupt), T(alternate_stack), T(stack_overflow_on_alternate_stack),
       T(default_actions), T(refused), T(sigsuspend_and_pause), T(sigwait_family), T(sigchld), T(stop_and_continue), T(threads),
