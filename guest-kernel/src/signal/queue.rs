@@ -1,11 +1,16 @@
 //! Pending signals of a thread or of a process.
 
 use alloc::collections::VecDeque;
+use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use super::{
     info::SigInfo,
     set::{SIGRTMIN, SigSet},
 };
+
+/// Entries of all queues, and how many there may be: the limit of a process alone would not bound the sentry's memory.
+static TOTAL: AtomicUsize = AtomicUsize::new(0);
+const MAX_TOTAL: usize = 1 << 17;
 
 /// Standard signals are pending once; real-time signals queue, in order.
 #[derive(Default)]
@@ -41,10 +46,11 @@ impl Queue {
         }
         self.set = self.set.with(signal);
         // Standard signals are few, so they always fit.
-        if signal >= SIGRTMIN && self.list.len() >= limit {
+        if signal >= SIGRTMIN && (self.list.len() >= limit || TOTAL.load(Relaxed) >= MAX_TOTAL) {
             return false;
         }
         self.list.push_back(info);
+        TOTAL.fetch_add(1, Relaxed);
         true
     }
 
@@ -53,7 +59,10 @@ impl Queue {
         let signal = self.set.intersection(wanted).first()?;
         let at = self.list.iter().position(|i| i.signal() == signal);
         let info = match at {
-            Some(at) => self.list.remove(at),
+            Some(at) => {
+                TOTAL.fetch_sub(1, Relaxed);
+                self.list.remove(at)
+            }
             None => None,
         };
         if !self.list.iter().any(|i| i.signal() == signal) {
@@ -66,7 +75,9 @@ impl Queue {
     /// Forgets signals.
     pub fn remove(&mut self, set: SigSet) {
         if !self.set.intersection(set).is_empty() {
+            let before = self.list.len();
             self.list.retain(|i| !set.contains(i.signal()));
+            TOTAL.fetch_sub(before - self.list.len(), Relaxed);
             self.set = self.set.without(set);
         }
     }
@@ -80,6 +91,12 @@ impl Queue {
             }
             None => false,
         }
+    }
+}
+
+impl Drop for Queue {
+    fn drop(&mut self) {
+        TOTAL.fetch_sub(self.list.len(), Relaxed);
     }
 }
 

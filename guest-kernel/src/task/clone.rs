@@ -15,7 +15,10 @@ use crate::{
     counters::{Counter, count},
     errno::{EAGAIN, EINTR, EINVAL, EPERM, Error, Restart, Result},
     fs::OpenFlags,
-    mm::user::{UserAddr, UserPtr},
+    mm::{
+        kmem,
+        user::{UserAddr, UserPtr},
+    },
     sched,
     signal::set,
 };
@@ -89,6 +92,9 @@ pub fn clone(cur: &mut Current, request: &CloneRequest) -> Result<Pid> {
     if !has(F::THREAD) && task.sched.interrupted() {
         // A signal for the whole group must not miss the child: first the signal, then the fork.
         return Err(Error::Restart(Restart::Always));
+    }
+    if kmem::under_pressure() {
+        return Err(EAGAIN);
     }
     check_process_count(&task)?;
     let pid = table::lock().allocate()?;

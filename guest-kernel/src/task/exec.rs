@@ -317,7 +317,9 @@ pub fn commit(cur: &mut Current, image: Image) -> Result<()> {
     task.set_name(&image.name);
     task.clear_child_tid.store(0, SeqCst);
     task.robust_list.store(0, SeqCst);
-    *process.exe.lock() = Some(image.file);
+    // Dropped without the lock: letting a file go may block.
+    let old_program = process.exe.lock().replace(image.file);
+    drop(old_program);
     // A table shared with other processes (CLONE_FILES without CLONE_VM) becomes the task's own.
     let files = task.files();
     let files = if Arc::strong_count(&files) > 2 {

@@ -87,8 +87,12 @@ pub fn finish(mut cur: Box<Current>) {
     let mm = task.mm.lock().take();
     drop(mm);
     drop(cur);
-    // Closing the last descriptor may block on a file's server.
+    // Closing the last descriptor may block on a file's server, and so may the rest: nothing of it may be left for a time
+    // when a spin lock is held.
     drop(task.set_files(FdTable::new()));
+    if let Some(origin) = super::init::origin() {
+        drop(task.set_fs(origin));
+    }
     process.dead_threads.lock().add(&usage);
     process.last_uid.store(task.creds().uid, Relaxed);
     let mut after = After::default();
@@ -107,10 +111,12 @@ pub fn finish(mut cur: Box<Current>) {
                 let state = process.state.lock();
                 state.group_exit.unwrap_or(state.exit_status)
             };
+            after.program = process.exe.lock().take();
             end(&mut table, &process, status, &mut after);
         }
     }
     process.thread_gone.wake_all();
+    drop(after.program);
     if let Some(signal) = after.stopped {
         notify_stopped(&process, signal);
     }
@@ -128,6 +134,7 @@ struct After {
     terminal: Option<Arc<dyn super::Terminal>>,
     /// Init has ended with this status.
     sandbox: Option<u32>,
+    program: Option<Arc<dyn super::ExecFile>>,
     /// The threads that are left have all come to a stop.
     stopped: Option<u32>,
 }

@@ -13,12 +13,15 @@ use super::{
 use crate::{
     arch::{self, xstate::XsaveArea},
     errno::{EACCES, ENOENT, Error, Result, text},
+    fs::FsContext,
     sched,
+    sync::Once,
 };
 
 /// Creates the container's init process with these descriptors, root and working directory. `open` opens programs as that
 /// process. Failures have been reported to the host when this returns them.
 pub fn start_init(config: &ContainerConfig, resources: Resources, open: Open<'_>) -> Result<()> {
+    ORIGIN.call_once(|| resources.fs.copy());
     match create(&config.process, resources, open) {
         Ok(task) => {
             arch::host::init_result(0, b"");
@@ -33,6 +36,13 @@ pub fn start_init(config: &ContainerConfig, resources: Resources, open: Open<'_>
             Err(error)
         }
     }
+}
+
+/// Root and working directory of the container: what a task refers to once it has given up its own.
+static ORIGIN: Once<Arc<FsContext>> = Once::new();
+
+pub fn origin() -> Option<Arc<FsContext>> {
+    ORIGIN.get().cloned()
 }
 
 /// Wait status of a container whose program could not be started, as shells give it.

@@ -15,9 +15,12 @@ use super::{
     wait::{self, WaitOptions, Which},
 };
 use crate::{
-    errno::{E2BIG, EINVAL, ENOENT, ESRCH, Result},
+    errno::{E2BIG, EINVAL, ENOENT, ENOMEM, ESRCH, Result},
     fs::program,
-    mm::user::{UserAddr, UserPtr},
+    mm::{
+        kmem,
+        user::{UserAddr, UserPtr},
+    },
     signal::{
         info::{SIGINFO_SIZE, SigInfo},
         set::SIGCHLD,
@@ -278,6 +281,9 @@ fn execute(
     envp: UserPtr<u64>,
 ) -> Result<()> {
     let task = cur.task.clone();
+    if kmem::under_pressure() {
+        return Err(ENOMEM);
+    }
     let limits = *task.process.limits.lock();
     let mut budget = stack::limit(limits.soft(super::Resource::Stack)) as usize;
     let argv = cur.mm.read_cstr_array(argv, &mut budget)?;

@@ -5,7 +5,7 @@ use alloc::{
     sync::{Arc, Weak},
     vec::Vec,
 };
-use core::sync::atomic::{AtomicI32, Ordering::Relaxed};
+use core::sync::atomic::{AtomicI32, AtomicUsize, Ordering::Relaxed};
 
 use super::{Clock, CpuKind, Interval, interval::Fire};
 use crate::{
@@ -22,6 +22,10 @@ use crate::{
 
 /// Timers a process may have besides those of setitimer.
 const MAX_TIMERS: usize = 1024;
+
+/// POSIX timers of all processes, and how many there may be.
+static TOTAL: AtomicUsize = AtomicUsize::new(0);
+const MAX_TOTAL: usize = 1 << 15;
 
 #[derive(Default)]
 pub struct ProcessTimers {
@@ -73,6 +77,12 @@ impl PosixTimer {
     /// Expiries that the last signal stands for besides its own.
     pub fn overrun(&self) -> i32 {
         self.target.overrun.load(Relaxed)
+    }
+}
+
+impl Drop for PosixTimer {
+    fn drop(&mut self) {
+        TOTAL.fetch_sub(1, Relaxed);
     }
 }
 
@@ -134,7 +144,7 @@ impl ProcessTimers {
 
     pub fn create(&self, process: &Arc<Process>, clock: &Clock, notify: Option<Notify>, default: u32) -> Result<i32> {
         let mut inner = self.inner.lock();
-        if inner.posix.len() >= MAX_TIMERS {
+        if inner.posix.len() >= MAX_TIMERS || TOTAL.load(Relaxed) >= MAX_TOTAL {
             return Err(EAGAIN);
         }
         let mut id = inner.next;
@@ -150,6 +160,7 @@ impl ProcessTimers {
             notify,
             overrun: AtomicI32::new(0),
         });
+        TOTAL.fetch_add(1, Relaxed);
         let timer = PosixTimer { interval: Interval::new(clock, target.clone()), target };
         inner.posix.insert(id, Arc::new(timer));
         Ok(id)
