@@ -110,7 +110,15 @@ fn clone_call(
 
 fn fork_with(cur: &mut Current, flags: CloneFlags) -> Result<Pid> {
     let null = UserPtr::new(UserAddr::NULL);
-    let request = CloneRequest { flags, exit_signal: SIGCHLD, stack: 0, tls: 0, parent_tid: null, child_tid: null, pidfd: UserPtr::new(UserAddr::NULL) };
+    let request = CloneRequest {
+        flags,
+        exit_signal: SIGCHLD,
+        stack: 0,
+        tls: 0,
+        parent_tid: null,
+        child_tid: null,
+        pidfd: UserPtr::new(UserAddr::NULL),
+    };
     clone::clone(cur, &request)
 }
 
