@@ -9,7 +9,6 @@ pub mod info;
 pub mod queue;
 pub mod send;
 pub mod set;
-pub mod signalfd;
 pub mod syscalls;
 
 pub use info::SigInfo;

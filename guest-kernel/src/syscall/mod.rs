@@ -80,7 +80,6 @@ const GROUPS: &[&[Syscall]] = &[
     crate::fs::syscalls::transfer::CALLS,
     crate::futex::syscalls::CALLS,
     crate::mm::syscalls::CALLS,
-    crate::signal::signalfd::CALLS,
     crate::signal::syscalls::CALLS,
     crate::task::groups::CALLS,
     crate::task::ids::CALLS,
