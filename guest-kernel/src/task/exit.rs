@@ -165,6 +165,7 @@ fn end(table: &mut Table, process: &Arc<Process>, status: u32, after: &mut After
     groups.dedup();
     let orphaned_before: Vec<bool> = groups.iter().map(|&g| table.is_orphaned(g, None)).collect();
     process.state.lock().zombie = Some(status);
+    table.add_zombie();
     let reaper = reaper(table, process);
     for child in children {
         table.adopt(&child, reaper);

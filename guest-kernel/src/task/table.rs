@@ -22,6 +22,8 @@ pub struct Table {
     groups: BTreeMap<Pid, usize>,
     /// Numbers given out to tasks that are not in the table yet.
     reserved: Vec<Pid>,
+    /// Processes that have ended and wait to be reaped: they count against the limit.
+    zombies: usize,
     last: Pid,
     limit: usize,
 }
@@ -36,6 +38,7 @@ static TABLE: SpinLock<Table> = SpinLock::new(Table {
     processes: BTreeMap::new(),
     groups: BTreeMap::new(),
     reserved: Vec::new(),
+    zombies: 0,
     last: 0,
     limit: PID_MAX as usize,
 });
@@ -67,7 +70,7 @@ pub fn processes() -> Vec<Arc<Process>> {
 impl Table {
     /// A number nobody uses, for a task that is added later ([`Table::release`] when it is not).
     pub fn allocate(&mut self) -> Result<Pid> {
-        if self.tasks.len() + self.reserved.len() >= self.limit {
+        if self.tasks.len() + self.zombies + self.reserved.len() >= self.limit {
             return Err(EAGAIN);
         }
         for _ in 0..PID_MAX {
@@ -128,9 +131,15 @@ impl Table {
         self.processes.insert(process.pid, Node { process: process.clone(), children: Vec::new() });
     }
 
+    /// The process has ended; it stays until it is reaped.
+    pub fn add_zombie(&mut self) {
+        self.zombies += 1;
+    }
+
     /// Removes a reaped process.
     pub fn remove_process(&mut self, process: &Process) {
         self.processes.remove(&process.pid);
+        self.zombies -= 1;
         if let Some(parent) = self.processes.get_mut(&process.ppid()) {
             parent.children.retain(|&c| c != process.pid);
         }
