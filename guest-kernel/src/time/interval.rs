@@ -24,6 +24,10 @@ pub trait Fire: Send + Sync {
 const LOOK_MIN: u64 = 500_000;
 const LOOK_MAX: u64 = 20_000_000;
 
+/// Shortest time from one expiry to the next, ns: intervals below it are counted, not waited for one by one, so that the
+/// task itself gets to run.
+const SHORTEST: u64 = 20_000;
+
 #[derive(Default)]
 struct State {
     /// When it is due, on the clock; `None` while disarmed.
@@ -81,7 +85,7 @@ impl Interval {
         *state = State { interval, ..State::default() };
         if value != 0 {
             state.due = Some(if absolute { value } else { now.saturating_add(value) });
-            self.arm(&mut state, &clock, now);
+            self.arm(&mut state, &clock, now, 0);
         }
         old
     }
@@ -97,7 +101,7 @@ impl Interval {
         self.set(0, 0, false);
     }
 
-    fn arm(&self, state: &mut State, clock: &Clock, now: u64) {
+    fn arm(&self, state: &mut State, clock: &Clock, now: u64, soonest: u64) {
         let (Some(due), Some(own)) = (state.due, self.weak.upgrade()) else { return };
         let left = due.saturating_sub(now);
         let ahead = if clock.is_cpu_time() {
@@ -109,7 +113,7 @@ impl Interval {
         } else {
             left
         };
-        state.timer = Some(timer::add(monotonic().saturating_add(ahead), own));
+        state.timer = Some(timer::add(monotonic().saturating_add(ahead.max(soonest)), own));
     }
 }
 
@@ -130,7 +134,7 @@ impl Expire for Interval {
                 if let Some(timer) = state.timer.take() {
                     timer::cancel(&timer);
                 }
-                self.arm(&mut state, &clock, now);
+                self.arm(&mut state, &clock, now, 0);
                 return;
             }
             if state.interval == 0 {
@@ -139,7 +143,7 @@ impl Expire for Interval {
             } else {
                 let count = 1 + (now - due) / state.interval;
                 state.due = Some(due.saturating_add(count.saturating_mul(state.interval)));
-                self.arm(&mut state, &clock, now);
+                self.arm(&mut state, &clock, now, SHORTEST);
                 count
             }
         };
