@@ -31,6 +31,7 @@ pub mod stdio;
 pub mod syscalls;
 pub mod tmpfs;
 pub mod tty;
+mod xattr;
 
 pub use context::FsContext;
 pub use dentry::Dentry;

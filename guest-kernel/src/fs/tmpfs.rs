@@ -16,10 +16,10 @@ use sentry_abi::layout::PAGE_SIZE;
 
 use super::{
     DirEntry, File, FileOps, FileSystem, FileType, Inode, NewAttr, NewNode, OpenFlags, RenameFlags, S_ISGID, S_ISUID,
-    SetAttr, Stat, StatFs, Timespec, new_device,
+    SetAttr, Stat, StatFs, Timespec, new_device, xattr::Xattrs,
 };
 use crate::{
-    errno::{EEXIST, EINVAL, ENODATA, ENODEV, ENOENT, ENOSPC, ENOTDIR, ENOTEMPTY, ENOTSUP, EPERM, ERANGE, Result},
+    errno::{EEXIST, EINVAL, ENODEV, ENOENT, ENOSPC, ENOTDIR, ENOTEMPTY, ENOTSUP, EPERM, Result},
     mm::{
         Pager, Quota, SharedPages,
         io::{IoDst, IoSrc},
@@ -28,8 +28,6 @@ use crate::{
 };
 
 const TMPFS_MAGIC: u64 = 0x0102_1994;
-/// Bytes of extended attributes an inode may have.
-const MAX_XATTRS: usize = 64 << 10;
 
 pub struct Tmpfs {
     device: u64,
@@ -164,7 +162,7 @@ pub struct Node {
     ino: u64,
     content: Content,
     attributes: SpinLock<Attributes>,
-    xattrs: SpinLock<BTreeMap<Vec<u8>, Vec<u8>>>,
+    xattrs: SpinLock<Xattrs>,
     /// F_SEAL_* (memfd).
     seals: AtomicU64,
 }
@@ -197,7 +195,7 @@ impl Node {
                 mtime: now,
                 ctime: now,
             }),
-            xattrs: SpinLock::new(BTreeMap::new()),
+            xattrs: SpinLock::new(Xattrs::default()),
             seals: AtomicU64::new(seal::SEAL),
         })
     }
@@ -504,44 +502,21 @@ impl Inode for Node {
     }
 
     fn get_xattr(&self, name: &[u8]) -> Result<Vec<u8>> {
-        self.xattrs.lock().get(name).cloned().ok_or(ENODATA)
+        self.xattrs.lock().get(name)
     }
 
     fn set_xattr(&self, name: &[u8], value: &[u8], flags: u32) -> Result<()> {
-        if name.starts_with(b"user.") && !matches!(self.content, Content::Regular { .. } | Content::Directory(_)) {
-            return Err(EPERM);
-        }
-        if !name.starts_with(b"user.") && !name.starts_with(b"trusted.") && !name.starts_with(b"security.") {
-            return Err(ENOTSUP);
-        }
-        {
-            let mut xattrs = self.xattrs.lock();
-            match (xattrs.contains_key(name), flags) {
-                (true, 1) => return Err(EEXIST),
-                (false, 2) => return Err(ENODATA),
-                _ => {}
-            }
-            let total: usize = xattrs.iter().map(|(k, v)| k.len() + v.len()).sum();
-            if total + name.len() + value.len() > MAX_XATTRS {
-                return Err(ENOSPC);
-            }
-            xattrs.insert(name.to_vec(), value.to_vec());
-        }
+        self.xattrs.lock().set(self.file_type(), name, value, flags)?;
         self.change(|_| {});
         Ok(())
     }
 
     fn list_xattr(&self) -> Result<Vec<u8>> {
-        let mut names = Vec::new();
-        for name in self.xattrs.lock().keys() {
-            names.extend_from_slice(name);
-            names.push(0);
-        }
-        if names.len() > MAX_XATTRS { Err(ERANGE) } else { Ok(names) }
+        Ok(self.xattrs.lock().list())
     }
 
     fn remove_xattr(&self, name: &[u8]) -> Result<()> {
-        self.xattrs.lock().remove(name).ok_or(ENODATA)?;
+        self.xattrs.lock().remove(name)?;
         self.change(|_| {});
         Ok(())
     }

@@ -7,8 +7,11 @@ use super::{
     node::{Node, OverlayFs},
 };
 use crate::{
-    errno::{EINVAL, EISDIR, EXDEV, Result},
-    fs::{FileOps, FileSystem, FileType, Inode, NewAttr, NewNode, OpenFlags, RenameFlags, SetAttr, Stat, StatFs},
+    errno::{EINVAL, EISDIR, ENODATA, EXDEV, Result},
+    fs::{
+        FileOps, FileSystem, FileType, Inode, NewAttr, NewNode, OpenFlags, RenameFlags, SetAttr, Stat, StatFs,
+        xattr::Xattrs,
+    },
 };
 
 /// OVERLAYFS_SUPER_MAGIC.
@@ -103,14 +106,49 @@ impl Inode for Node {
     }
 
     fn get_xattr(&self, name: &[u8]) -> Result<Vec<u8>> {
-        match &self.lower {
-            Some(lower) => lower.get_xattr(name),
-            None => Err(crate::errno::ENODATA),
+        if let Some(own) = &*self.xattrs.lock() {
+            return own.get(name);
         }
+        self.lower.as_ref().map_or(Err(ENODATA), |lower| lower.get_xattr(name))
+    }
+
+    fn set_xattr(&self, name: &[u8], value: &[u8], flags: u32) -> Result<()> {
+        self.own_xattrs(|own| own.set(self.kind, name, value, flags))
     }
 
     fn list_xattr(&self) -> Result<Vec<u8>> {
+        if let Some(own) = &*self.xattrs.lock() {
+            return Ok(own.list());
+        }
         self.lower.as_ref().map_or(Ok(Vec::new()), |lower| lower.list_xattr())
+    }
+
+    fn remove_xattr(&self, name: &[u8]) -> Result<()> {
+        self.own_xattrs(|own| own.remove(name))
+    }
+}
+
+impl Node {
+    /// Changes the attributes of the overlay's own; copied up from below first.
+    fn own_xattrs(&self, change: impl FnOnce(&mut Xattrs) -> Result<()>) -> Result<()> {
+        let _changing = self.changing.lock();
+        if self.xattrs.lock().is_none() {
+            let mut own = Xattrs::default();
+            if let Some(lower) = &self.lower {
+                // A file system below without them has none to copy.
+                let names = lower.list_xattr().unwrap_or_default();
+                for name in names.split(|&b| b == 0).filter(|n| !n.is_empty()) {
+                    own.adopt(name, lower.get_xattr(name)?);
+                }
+            }
+            *self.xattrs.lock() = Some(own);
+        }
+        let result = match &mut *self.xattrs.lock() {
+            Some(own) => change(own),
+            None => Ok(()),
+        };
+        result?;
+        self.change(|_| {})
     }
 }
 

@@ -16,7 +16,7 @@ use hashbrown::HashMap;
 use super::dir::Names;
 use crate::{
     errno::{EIO, ENOTDIR, Result},
-    fs::{FileType, Inode, NewAttr, Stat, Timespec, gofer, new_device},
+    fs::{FileType, Inode, NewAttr, Stat, Timespec, gofer, new_device, xattr::Xattrs},
     mm::SharedPages,
     sync::{Mutex, SpinLock},
 };
@@ -47,6 +47,8 @@ pub struct Node {
     content: SpinLock<Option<Arc<SharedPages>>>,
     /// Held while content is copied up and over appends and changes of size. No page fault takes it.
     pub(super) changing: Mutex<()>,
+    /// Extended attributes, once they differ.
+    pub(super) xattrs: SpinLock<Option<Xattrs>>,
     /// Names made here minus names removed.
     links: AtomicI32,
     /// Where it can be found, to keep it there once it differs.
@@ -83,6 +85,7 @@ impl OverlayFs {
             content: SpinLock::new(None),
             changing: Mutex::new(()),
             links: AtomicI32::new(0),
+            xattrs: SpinLock::new(None),
             place: SpinLock::new(None),
             names: SpinLock::default(),
             target: Vec::new(),
