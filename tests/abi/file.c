@@ -720,14 +720,15 @@ static void extended_attributes(void) {
     char b[64];
     if (setxattr("f", "user.one", "value", 5, 0) < 0) {
         EQ(errno, EOPNOTSUPP);
-        ERR(getxattr("f", "user.one", b, sizeof b), EOPNOTSUPP);
+        // An overlay may read those of the layers below it.
+        TRUE(getxattr("f", "user.one", b, sizeof b) == -1 && (errno == EOPNOTSUPP || errno == ENODATA));
         ERR(fsetxattr(fd, "user.one", "v", 1, 0), EOPNOTSUPP);
         TRUE(listxattr("f", b, sizeof b) == 0 || errno == EOPNOTSUPP);
         TRUE(llistxattr("f", b, sizeof b) == 0 || errno == EOPNOTSUPP);
         TRUE(flistxattr(fd, b, sizeof b) == 0 || errno == EOPNOTSUPP);
         ERR(lsetxattr("f", "user.one", "v", 1, 0), EOPNOTSUPP);
-        ERR(lgetxattr("f", "user.one", b, sizeof b), EOPNOTSUPP);
-        ERR(fgetxattr(fd, "user.one", b, sizeof b), EOPNOTSUPP);
+        TRUE(lgetxattr("f", "user.one", b, sizeof b) == -1 && (errno == EOPNOTSUPP || errno == ENODATA));
+        TRUE(fgetxattr(fd, "user.one", b, sizeof b) == -1 && (errno == EOPNOTSUPP || errno == ENODATA));
         ERR(removexattr("f", "user.one"), EOPNOTSUPP);
         ERR(lremovexattr("f", "user.one"), EOPNOTSUPP);
         ERR(fremovexattr(fd, "user.one"), EOPNOTSUPP);

@@ -136,7 +136,6 @@ fn bind_source_missing() {
 }
 
 #[test]
-#[ignore = "the sentry does not boot yet"]
 fn command_missing() {
     refused(&Bundle::new(&["/no/such/program"]).write(), "bad", &["/no/such/program", "no such file or directory"]);
     refused(
@@ -148,7 +147,6 @@ fn command_missing() {
 }
 
 #[test]
-#[ignore = "the sentry does not boot yet"]
 fn command_not_executable() {
     let bundle = Bundle::new(&["/data/text"]);
     fs::write(bundle.root().join("data/text"), "#!/bin/sh\n").expect("write");
@@ -158,7 +156,6 @@ fn command_not_executable() {
 }
 
 #[test]
-#[ignore = "the sentry does not boot yet"]
 fn command_is_a_corrupt_elf() {
     let whole = fs::read(runsc_tests::programs::program("hello")).expect("program");
     let short = &whole[..40];
@@ -251,7 +248,6 @@ fn unusable_kvm_is_refused_at_once() {
 
 /// And the automatic choice falls back to ptrace.
 #[test]
-#[ignore = "the sentry does not boot yet"]
 fn automatic_platform_works() {
     let ended = Runsc::new(Kind::Native).do_(&["/bin/echo", "works"]);
     assert_eq!(ended.finished.stdout(), "works\n", "{}", ended.describe());
