@@ -59,7 +59,16 @@ impl Bundle {
 
 /// A plain config.json.
 pub fn config(args: &[&str]) -> Value {
-    let caps = ["CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FOWNER", "CAP_KILL", "CAP_SETGID", "CAP_SETUID", "CAP_MKNOD"];
+    let caps = [
+        "CAP_CHOWN",
+        "CAP_DAC_OVERRIDE",
+        "CAP_FOWNER",
+        "CAP_KILL",
+        "CAP_SETGID",
+        "CAP_SETUID",
+        "CAP_MKNOD",
+        "CAP_SYS_CHROOT",
+    ];
     json!({
         "ociVersion": "1.0.2",
         "process": {

@@ -5,14 +5,14 @@ use std::{
     ffi::{OsStr, OsString},
     fs,
     path::{Path, PathBuf},
-    process::Command,
-    time::Duration,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use crate::{
     binary::runsc,
     command::{Finished, Running, tail},
-    host::TempDir,
+    host::{self, TempDir},
     platform::Kind,
 };
 
@@ -104,6 +104,28 @@ impl Runsc {
             command.current_dir(cwd);
         }
         command
+    }
+
+    /// Runs a command that leaves a container behind, or fails. The container keeps the standard streams, so they are not
+    /// pipes that somebody waits for. Gives the exit status and what went to standard error.
+    pub fn detached<S: AsRef<OsStr>>(&self, args: &[S]) -> (i32, String) {
+        let errors = self.dir.path().join("stderr");
+        let mut command = self.command(args);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command.stderr(fs::File::create(&errors).expect("file for standard error"));
+        let mut child = command.spawn().expect("start runsc");
+        let end = Instant::now() + self.limit * host::time_scale();
+        let status = loop {
+            if let Some(status) = child.try_wait().expect("wait") {
+                break status;
+            }
+            if Instant::now() > end {
+                child.kill().expect("kill");
+                break child.wait().expect("wait");
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        (status.code().unwrap_or(-1), fs::read_to_string(&errors).unwrap_or_default())
     }
 
     pub fn start<S: AsRef<OsStr>>(&self, args: &[S]) -> Running {

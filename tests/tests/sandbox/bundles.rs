@@ -1,6 +1,6 @@
 //! `runsc run`, detached containers and the commands around them, over bundles.
 
-use std::{fs, path::Path, process::Stdio, time::Duration};
+use std::{fs, path::Path, time::Duration};
 
 use runsc_tests::{
     bundle::Bundle,
@@ -201,13 +201,9 @@ fn state(runsc: &Runsc, id: &str) -> Option<Value> {
     output.status.success().then(|| serde_json::from_slice(&output.stdout).expect("JSON"))
 }
 
-/// Its output goes to a file: a container that it leaves running keeps its streams.
 fn done(runsc: &Runsc, args: &[&str]) {
-    let path = runsc.state_dir().with_extension("output");
-    let output = fs::File::create(&path).expect("output file");
-    let streams = (output.try_clone().expect("dup"), output);
-    let status = runsc.command(args).stdin(Stdio::null()).stdout(streams.0).stderr(streams.1).status().expect("run");
-    assert!(status.success(), "{args:?}: {status}: {}", fs::read_to_string(&path).unwrap_or_default());
+    let (code, errors) = runsc.detached(args);
+    assert_eq!(code, 0, "{args:?}: {errors}");
 }
 
 fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
@@ -242,8 +238,8 @@ fn run_detached_life(platform: &Platform) {
     assert_eq!(list[0]["status"], "running");
     let refused = runsc.command(&["delete", "life"]).output().expect("delete");
     assert!(!refused.status.success(), "deleted a running container");
-    let taken = runsc.command(&["run", "--bundle", &path, "life"]).output().expect("run");
-    assert_eq!(taken.status.code(), Some(128), "the id is taken: {taken:?}");
+    let (code, errors) = runsc.detached(&["run", "--bundle", &path, "life"]);
+    assert!(code == 128 && errors.contains("life"), "the id is taken: {code} {errors}");
     done(&runsc, &["kill", "life", "TERM"]);
     wait_for("the end", || state(&runsc, "life").is_some_and(|value| value["status"] == "stopped"));
     assert_eq!(fs::read_to_string(&mark).expect("mark"), "stopped\n");
