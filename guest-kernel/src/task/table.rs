@@ -214,7 +214,7 @@ impl Table {
             }
             let Some(parent) = self.processes.get(&p.ppid()) else { return false };
             let parent = &parent.process;
-            parent.pid != INIT && parent.pgid() != pgid && parent.session().sid == p.session().sid
+            parent.pgid() != pgid && parent.session().sid == p.session().sid
         })
     }
 }
