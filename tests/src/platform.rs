@@ -149,31 +149,31 @@ pub fn kvm(name: &str, body: impl FnOnce(&Platform)) {
 }
 
 /// `on_platforms! { name = body; ... }`: each `body: fn(&Platform)` becomes the tests `native::name`, `ptrace::name` and
-/// `kvm::name`. `on_sandboxes!` leaves the native one out.
+/// `kvm::name`. `on_sandboxes!` leaves the native one out. Attributes before a name go to the tests in sandboxes.
 #[macro_export]
 macro_rules! on_platforms {
-    ($($name:ident = $body:expr;)*) => {
+    ($($(#[$attribute:meta])* $name:ident = $body:expr;)*) => {
         mod native {
             #[allow(unused_imports, reason = "a body may be a closure")]
             use super::*;
             $(#[test] fn $name() { ($body)(&$crate::platform::Platform { kind: $crate::platform::Kind::Native }) })*
         }
-        $crate::on_sandboxes! { $($name = $body;)* }
+        $crate::on_sandboxes! { $($(#[$attribute])* $name = $body;)* }
     };
 }
 
 #[macro_export]
 macro_rules! on_sandboxes {
-    ($($name:ident = $body:expr;)*) => {
+    ($($(#[$attribute:meta])* $name:ident = $body:expr;)*) => {
         mod ptrace {
             #[allow(unused_imports, reason = "a body may be a closure")]
             use super::*;
-            $(#[test] fn $name() { ($body)(&$crate::platform::Platform { kind: $crate::platform::Kind::Ptrace }) })*
+            $($(#[$attribute])* #[test] fn $name() { ($body)(&$crate::platform::Platform { kind: $crate::platform::Kind::Ptrace }) })*
         }
         mod kvm {
             #[allow(unused_imports, reason = "a body may be a closure")]
             use super::*;
-            $(#[test] fn $name() {
+            $($(#[$attribute])* #[test] fn $name() {
                 let path = concat!(module_path!(), "::", stringify!($name));
                 let (_, name) = path.split_once("::").unwrap_or(("", path));
                 $crate::platform::kvm(name, $body)
