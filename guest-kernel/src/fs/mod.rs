@@ -30,6 +30,8 @@ pub mod signalfd;
 pub mod stdio;
 pub mod syscalls;
 pub mod tmpfs;
+#[cfg(test)]
+mod tests;
 pub mod tty;
 mod xattr;
 
