@@ -29,9 +29,9 @@ pub mod setup;
 pub mod signalfd;
 pub mod stdio;
 pub mod syscalls;
-pub mod tmpfs;
 #[cfg(test)]
 mod tests;
+pub mod tmpfs;
 pub mod tty;
 mod xattr;
 

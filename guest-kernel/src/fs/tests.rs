@@ -31,7 +31,8 @@ fn root() -> Caller {
 }
 
 fn user(caller: &Caller, uid: u32) -> Caller {
-    let creds = Creds { uid, euid: uid, suid: uid, fsuid: uid, gid: uid, egid: uid, sgid: uid, fsgid: uid, ..Creds::default() };
+    let creds =
+        Creds { uid, euid: uid, suid: uid, fsuid: uid, gid: uid, egid: uid, sgid: uid, fsgid: uid, ..Creds::default() };
     Caller { creds: Arc::new(creds), ..caller.clone() }
 }
 
