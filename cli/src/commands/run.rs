@@ -50,10 +50,9 @@ pub fn foreground(mut made: Made, store: &Store, signals: &mut Signals, keep: bo
     // Other commands may look at it while it runs.
     entry.unlock();
     let status = sandbox.wait(signals);
-    if !keep || status.is_err() {
-        if let Err(error) = delete::delete(store, &record.id, true) {
+    if (!keep || status.is_err())
+        && let Err(error) = delete::delete(store, &record.id, true) {
             log::warn!("{error:#}");
         }
-    }
     Ok(sandbox::exit_code(status?))
 }

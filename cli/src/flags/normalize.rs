@@ -59,12 +59,11 @@ fn flags_of<'a>(command: &Command, mut args: &'a [OsString], out: &mut Vec<OsStr
                 long.extend_from_slice(body);
                 out.push(OsString::from_vec(long));
                 args = rest;
-                if takes_word && !value {
-                    if let Some((value, rest)) = args.split_first() {
+                if takes_word && !value
+                    && let Some((value, rest)) = args.split_first() {
                         out.push(value.clone());
                         args = rest;
                     }
-                }
             }
             None => {
                 // So that clap's message names the whole of it.
@@ -72,14 +71,12 @@ fn flags_of<'a>(command: &Command, mut args: &'a [OsString], out: &mut Vec<OsStr
                 out.push(if long { OsString::from_vec([b"-", bytes].concat()) } else { first.clone() });
                 args = rest;
                 // A short flag that takes a word, such as `-b bundle`.
-                if let [b'-', short] = bytes {
-                    if short_takes_word(command, *short as char) {
-                        if let Some((value, rest)) = args.split_first() {
+                if let [b'-', short] = bytes
+                    && short_takes_word(command, *short as char)
+                        && let Some((value, rest)) = args.split_first() {
                             out.push(value.clone());
                             args = rest;
                         }
-                    }
-                }
             }
         }
     }

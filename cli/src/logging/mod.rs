@@ -192,26 +192,22 @@ pub fn fatal(message: &str) {
 fn panicked(text: &str) {
     let backtrace = std::backtrace::Backtrace::force_capture();
     let report = format!("panic in process {}: {text}\n{backtrace}\n", std::process::id());
-    if let Some(logger) = LOGGER.get() {
-        if let Ok(mut sinks) = logger.0.try_lock() {
-            if let Some(file) = &mut sinks.panic {
+    if let Some(logger) = LOGGER.get()
+        && let Ok(mut sinks) = logger.0.try_lock()
+            && let Some(file) = &mut sinks.panic {
                 let _ = file.write_all(report.as_bytes());
             }
-        }
-    }
     log::error!("{report}");
     let _ = writeln!(std::io::stderr(), "runsc: {text}");
 }
 
 /// Writes a report of the sentry's end where panics go.
 pub fn last_words(text: &str) {
-    if let Some(logger) = LOGGER.get() {
-        if let Ok(mut sinks) = logger.0.lock() {
-            if let Some(file) = &mut sinks.panic {
+    if let Some(logger) = LOGGER.get()
+        && let Ok(mut sinks) = logger.0.lock()
+            && let Some(file) = &mut sinks.panic {
                 let _ = writeln!(file, "{text}");
             }
-        }
-    }
     log::log!(Level::Error, "{text}");
 }
 

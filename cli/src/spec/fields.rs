@@ -227,11 +227,10 @@ fn visit(rule: &str, path: &str, value: &Value, warnings: &mut Vec<String>) -> R
     if let Some(wanted) = mismatch(*kind, value) {
         bail!("{path}: expected {wanted}, found {}", type_name(value));
     }
-    if let Value::String(text) = value {
-        if text.contains('\0') {
+    if let Value::String(text) = value
+        && text.contains('\0') {
             bail!("{path}: the text contains a NUL character");
         }
-    }
     match effect {
         Applied => walk(rule, path, *kind, value, warnings),
         _ if is_empty(value) => Ok(()),
