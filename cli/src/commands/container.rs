@@ -78,10 +78,11 @@ impl Call {
         record.annotations = self.bundle.spec.annotations().clone().unwrap_or_default().into_iter().collect();
         let made = make(entry, record, plan.config, &plan.roots, plan.vcpus, streams, settings, foreground)?;
         if let Some(path) = &self.pid_file
-            && let Err(error) = write_pid(path, made.sandbox.process.pid) {
-                made.undo();
-                return Err(error);
-            }
+            && let Err(error) = write_pid(path, made.sandbox.process.pid)
+        {
+            made.undo();
+            return Err(error);
+        }
         Ok(made)
     }
 

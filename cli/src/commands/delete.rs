@@ -56,8 +56,10 @@ pub fn delete(store: &Store, id: &str, force: bool) -> Result<()> {
         bail!("cannot delete container {id} that is not stopped: running");
     }
     if let Some(process) = record.process
-        && process.kill().with_context(|| format!("container {id}"))? && !process.wait(Some(LIMIT))? {
-            bail!("container {id}: its sandbox (pid {}) does not end", process.pid);
-        }
+        && process.kill().with_context(|| format!("container {id}"))?
+        && !process.wait(Some(LIMIT))?
+    {
+        bail!("container {id}: its sandbox (pid {}) does not end", process.pid);
+    }
     entry.remove()
 }

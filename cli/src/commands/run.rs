@@ -51,8 +51,9 @@ pub fn foreground(mut made: Made, store: &Store, signals: &mut Signals, keep: bo
     entry.unlock();
     let status = sandbox.wait(signals);
     if (!keep || status.is_err())
-        && let Err(error) = delete::delete(store, &record.id, true) {
-            log::warn!("{error:#}");
-        }
+        && let Err(error) = delete::delete(store, &record.id, true)
+    {
+        log::warn!("{error:#}");
+    }
     Ok(sandbox::exit_code(status?))
 }

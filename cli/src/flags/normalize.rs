@@ -59,11 +59,13 @@ fn flags_of<'a>(command: &Command, mut args: &'a [OsString], out: &mut Vec<OsStr
                 long.extend_from_slice(body);
                 out.push(OsString::from_vec(long));
                 args = rest;
-                if takes_word && !value
-                    && let Some((value, rest)) = args.split_first() {
-                        out.push(value.clone());
-                        args = rest;
-                    }
+                if takes_word
+                    && !value
+                    && let Some((value, rest)) = args.split_first()
+                {
+                    out.push(value.clone());
+                    args = rest;
+                }
             }
             None => {
                 // So that clap's message names the whole of it.
@@ -73,10 +75,11 @@ fn flags_of<'a>(command: &Command, mut args: &'a [OsString], out: &mut Vec<OsStr
                 // A short flag that takes a word, such as `-b bundle`.
                 if let [b'-', short] = bytes
                     && short_takes_word(command, *short as char)
-                        && let Some((value, rest)) = args.split_first() {
-                            out.push(value.clone());
-                            args = rest;
-                        }
+                    && let Some((value, rest)) = args.split_first()
+                {
+                    out.push(value.clone());
+                    args = rest;
+                }
             }
         }
     }

@@ -194,9 +194,10 @@ fn panicked(text: &str) {
     let report = format!("panic in process {}: {text}\n{backtrace}\n", std::process::id());
     if let Some(logger) = LOGGER.get()
         && let Ok(mut sinks) = logger.0.try_lock()
-            && let Some(file) = &mut sinks.panic {
-                let _ = file.write_all(report.as_bytes());
-            }
+        && let Some(file) = &mut sinks.panic
+    {
+        let _ = file.write_all(report.as_bytes());
+    }
     log::error!("{report}");
     let _ = writeln!(std::io::stderr(), "runsc: {text}");
 }
@@ -205,9 +206,10 @@ fn panicked(text: &str) {
 pub fn last_words(text: &str) {
     if let Some(logger) = LOGGER.get()
         && let Ok(mut sinks) = logger.0.lock()
-            && let Some(file) = &mut sinks.panic {
-                let _ = writeln!(file, "{text}");
-            }
+        && let Some(file) = &mut sinks.panic
+    {
+        let _ = writeln!(file, "{text}");
+    }
     log::log!(Level::Error, "{text}");
 }
 

@@ -228,9 +228,10 @@ fn visit(rule: &str, path: &str, value: &Value, warnings: &mut Vec<String>) -> R
         bail!("{path}: expected {wanted}, found {}", type_name(value));
     }
     if let Value::String(text) = value
-        && text.contains('\0') {
-            bail!("{path}: the text contains a NUL character");
-        }
+        && text.contains('\0')
+    {
+        bail!("{path}: the text contains a NUL character");
+    }
     match effect {
         Applied => walk(rule, path, *kind, value, warnings),
         _ if is_empty(value) => Ok(()),

@@ -116,9 +116,10 @@ pub fn plan(id: &str, bundle: &Bundle, settings: &Settings) -> Result<Plan> {
     }
     let mut vcpus = host::allowed_cpus();
     if settings.cpu_num_from_quota
-        && let Some(cpus) = limits.cpus {
-            vcpus = vcpus.min(cpus.max(2));
-        }
+        && let Some(cpus) = limits.cpus
+    {
+        vcpus = vcpus.min(cpus.max(2));
+    }
     let mut warnings = bundle.warnings.clone();
     warnings.append(&mut mounts.warnings);
     Ok(Plan {
@@ -167,12 +168,13 @@ fn limits(spec: &Spec) -> Result<Limits> {
         limits.pids = Some(u32::try_from(limit).unwrap_or(u32::MAX).min(MAX_PIDS));
     }
     if let Some(cpu) = resources.cpu()
-        && let (Some(quota), Some(period)) = (cpu.quota().filter(|q| *q > 0), cpu.period()) {
-            if period == 0 {
-                bail!("linux.resources.cpu.period: must be above 0");
-            }
-            limits.cpus = Some(u32::try_from((quota as u64).div_ceil(period)).unwrap_or(u32::MAX));
+        && let (Some(quota), Some(period)) = (cpu.quota().filter(|q| *q > 0), cpu.period())
+    {
+        if period == 0 {
+            bail!("linux.resources.cpu.period: must be above 0");
         }
+        limits.cpus = Some(u32::try_from((quota as u64).div_ceil(period)).unwrap_or(u32::MAX));
+    }
     Ok(limits)
 }
 
