@@ -137,7 +137,7 @@ pub fn save_xstate(ctx: &mut UserContext) {
 }
 
 /// The task whose context is at `ctx` leaves this CPU and may go on on another one: everything of it goes to memory.
-pub fn switch_out(ctx: *mut UserContext) {
+pub(crate) fn switch_out(ctx: *mut UserContext) {
     if backend() != Backend::Hosted && !ctx.is_null() {
         // SAFETY: the scheduler calls this for the task that runs on this CPU, whose context lives on its kernel stack and
         // is not otherwise borrowed while the task is inside the scheduler.

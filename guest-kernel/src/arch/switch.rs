@@ -84,7 +84,7 @@ impl SavedStack {
 /// Leaves `from`, the stack this CPU runs on, for `to`. Returns when some CPU switches to `from` again. Pointers, because no
 /// reference of the caller may look as if it lived across: `from` may go on on another CPU, or never.
 /// The scheduler keeps both alive: `to` by the CPU's current task, `from` until its stack is left.
-pub fn switch_between(from: *const SavedStack, to: *const SavedStack) {
+pub(crate) fn switch_between(from: *const SavedStack, to: *const SavedStack) {
     // SAFETY: see above; `to` is claimed by the swap, so its saved pointer is good and no CPU runs on it; `from.running` is
     // cleared only after the stack pointer has moved away.
     unsafe {

@@ -122,8 +122,11 @@ pub struct Queue {
     /// Tasks that sleep until a completion: without any, no interrupt is asked for.
     sleepers: AtomicUsize,
     /// Called with every completion that nobody waits for ([`Queue::post`]).
-    on_used: SpinLock<Option<Arc<dyn Fn(u16, u32) + Send + Sync>>>,
+    on_used: SpinLock<Option<OnUsed>>,
 }
+
+/// Gets the head of a used buffer and the bytes written.
+type OnUsed = Arc<dyn Fn(u16, u32) + Send + Sync>;
 
 struct State {
     free: Vec<u16>,

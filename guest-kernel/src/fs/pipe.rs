@@ -377,7 +377,8 @@ pub fn pair(flags: OpenFlags, creds: &Creds) -> (Arc<File>, Arc<File>) {
 }
 
 /// Pipes behind FIFO inodes that are open, by device and inode number.
-static FIFOS: SpinLock<Option<HashMap<(u64, u64), Weak<Pipe>>>> = SpinLock::new(None);
+static FIFOS: SpinLock<Option<Fifos>> = SpinLock::new(None);
+type Fifos = HashMap<(u64, u64), Weak<Pipe>>;
 
 /// Opens a FIFO of a file system.
 pub fn open_fifo(inode: &Arc<dyn Inode>, flags: OpenFlags) -> Result<Arc<dyn FileOps>> {

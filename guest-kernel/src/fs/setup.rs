@@ -74,7 +74,9 @@ pub fn setup(config: &ContainerConfig) -> Result<Arc<FsContext>, SetupError> {
 }
 
 /// The file system of a mount, its root, and how /proc/mounts names it.
-fn source(mount: &MountConfig) -> Result<(Arc<dyn FileSystem>, Arc<dyn Inode>, String)> {
+type Source = (Arc<dyn FileSystem>, Arc<dyn Inode>, String);
+
+fn source(mount: &MountConfig) -> Result<Source> {
     let named = |name: &str| String::from(name);
     Ok(match &mount.source {
         MountSource::Tmpfs { size, mode, uid, gid } => {

@@ -87,8 +87,8 @@ impl SignalFd {
     fn take(&self) -> Option<SigInfo> {
         let wanted = *self.wanted.lock();
         let task = sched::current()?;
-        let taken = deliver::take(&task, &mut task.process.state.lock(), wanted);
-        taken
+        let mut state = task.process.state.lock();
+        deliver::take(&task, &mut state, wanted)
     }
 }
 

@@ -314,13 +314,8 @@ impl CloneArgs {
         let stack = self.stack.checked_add(self.stack_size).filter(|&top| top <= USER_TOP).ok_or(EINVAL)?;
         if self.set_tid_size != 0 {
             // Choosing the pid is for checkpoint tools with rights in the pid namespace.
-            return Err(if self.set_tid == 0 || self.set_tid_size > 32 {
-                EINVAL
-            } else if cur.task.capable(cap::SYS_ADMIN) {
-                EINVAL
-            } else {
-                EPERM
-            });
+            let malformed = self.set_tid == 0 || self.set_tid_size > 32;
+            return Err(if malformed || cur.task.capable(cap::SYS_ADMIN) { EINVAL } else { EPERM });
         }
         Ok(CloneRequest {
             flags,

@@ -190,9 +190,12 @@ pub fn interpreter_path(bytes: &[u8]) -> Result<&[u8]> {
     }
 }
 
+/// An interpreter and its optional argument.
+pub type Script<'a> = (&'a [u8], Option<&'a [u8]>);
+
 /// The interpreter and its optional argument in the first line of a script. `head` is the file's first 256 bytes, or all of
 /// a shorter file. `None` when it is no script.
-pub fn parse_script(head: &[u8]) -> Result<Option<(&[u8], Option<&[u8]>)>> {
+pub fn parse_script(head: &[u8]) -> Result<Option<Script<'_>>> {
     let Some(line) = head.strip_prefix(b"#!") else { return Ok(None) };
     let blank = |b: &u8| *b == b' ' || *b == b'\t';
     let line = match line.iter().position(|&b| b == b'\n') {
@@ -293,7 +296,7 @@ mod tests {
         assert!(program(&[load(0, 0x1000, 16, 0x2000), load(0, 0x2000, 16, 16)]).is_err(), "overlapping");
         assert!(program(&[load(0, 0, 16, u64::MAX)]).is_err(), "wraps");
         assert!(program(&[load(0, USER_TOP, 16, 16)]).is_err(), "outside");
-        assert!(program(&[load(u64::MAX & !0xfff, 0, 0x2000, 0x2000)]).is_err(), "file offset wraps");
+        assert!(program(&[load(!0xfff, 0, 0x2000, 0x2000)]).is_err(), "file offset wraps");
         assert!(program(&[]).is_err(), "nothing to load");
     }
 

@@ -137,15 +137,16 @@ impl Expire for Interval {
                 self.arm(&mut state, &clock, now, 0);
                 return;
             }
-            if state.interval == 0 {
+            // No interval: once.
+            let Some(missed) = (now - due).checked_div(state.interval) else {
                 *state = State::default();
-                1
-            } else {
-                let count = 1 + (now - due) / state.interval;
-                state.due = Some(due.saturating_add(count.saturating_mul(state.interval)));
-                self.arm(&mut state, &clock, now, SHORTEST);
-                count
-            }
+                drop(state);
+                return self.what.fire(1);
+            };
+            let count = 1 + missed;
+            state.due = Some(due.saturating_add(count.saturating_mul(state.interval)));
+            self.arm(&mut state, &clock, now, SHORTEST);
+            count
         };
         self.what.fire(count);
     }

@@ -34,6 +34,9 @@ pub struct OverlayFs {
     pub(super) lower: Arc<dyn Inode>,
 }
 
+/// A directory and a name in it.
+type Place = (Arc<Node>, Box<[u8]>);
+
 pub struct Node {
     pub(super) fs: Arc<OverlayFs>,
     pub(super) this: Weak<Node>,
@@ -52,7 +55,7 @@ pub struct Node {
     /// Names made here minus names removed.
     links: AtomicI32,
     /// Where it can be found, to keep it there once it differs.
-    place: SpinLock<Option<(Arc<Node>, Box<[u8]>)>>,
+    place: SpinLock<Option<Place>>,
     pub(super) names: SpinLock<Names>,
     pub(super) target: Vec<u8>,
 }

@@ -88,7 +88,8 @@ fn set_owner(cur: &Current, path: &Path, uid: u32, gid: u32) -> Result<()> {
     let owns = creds.fsuid == stat.uid;
     let may_uid = uid.is_none_or(|uid| owns && uid == stat.uid);
     let may_gid = gid.is_none_or(|gid| owns && (gid == stat.gid || creds.in_group(gid)));
-    if !(may_uid && may_gid) && !creds.capable(cap::CHOWN) {
+    let allowed = (may_uid && may_gid) || creds.capable(cap::CHOWN);
+    if !allowed {
         return Err(EPERM);
     }
     let mut attr = SetAttr { uid, gid, ..SetAttr::default() };
