@@ -258,3 +258,72 @@ fn a_child_starts_with_what_its_parent_had() {
         assert_eq!((ctx.vector, ctx.address), (vector::PF, STACK - 8));
     });
 }
+
+#[test]
+fn the_trampoline_serves_nobody_else() {
+    // rbx and rbp as the trampoline takes them: one call, an mmap, listed on the stack.
+    let program = program!(intruder:
+        "push 0",
+        "push 3",
+        "push 0x11",
+        "push 3",
+        "push 0x1000",
+        "push 0x30000000",
+        "push 9",
+        "mov rbx, rsp",
+        "mov ebp, 1",
+        "mov rax, 0x7ffffff00000",
+        "jmp rax");
+    let scribble = program!(scribble: "mov rax, 0x7ffffff10000", "mov rcx, [rax]", "mov [rax], rcx");
+    let patch = program!(patch: "mov rax, 0x7ffffff00000", "mov byte ptr [rax], 0xc3");
+    let rig = Rig::new(1);
+    rig.run(0, move |sentry| {
+        let root = sentry.space(program);
+        let ctx = sentry.rig.context(1, CODE, STACK);
+        assert_eq!(sentry.syscall(ctx, root), 9);
+        assert_eq!((ctx.regs.rdi, ctx.regs.r8), (0x3000_0000, 3));
+        for (task, program) in [(2, scribble), (3, patch)] {
+            let root = sentry.space(program);
+            let ctx = sentry.rig.context(task, CODE, STACK);
+            assert_eq!(sentry.enter(ctx, root), TrapKind::Exception);
+            assert_eq!(ctx.vector, vector::PF);
+            assert_ne!(ctx.error_code & pf::WRITE, 0);
+        }
+        // The answer is an error, so the trampoline stops at its int3, which is the program's own.
+        assert_eq!(sentry.enter(ctx, root), TrapKind::Exception);
+        assert_eq!(ctx.vector, vector::BP);
+    });
+}
+
+#[test]
+fn more_pages_than_the_host_maps() {
+    // Reads every second page of 70,000.
+    let program = program!(scattered:
+        "mov rdi, 0x20000000",
+        "mov ecx, 70000",
+        "2: add rsi, [rdi]",
+        "add rdi, 8192",
+        "dec ecx",
+        "jnz 2b",
+        "mov eax, 1",
+        "syscall",
+        "mov rsi, [rdi - 8192 * 35000]",
+        "mov eax, 2",
+        "syscall");
+    let rig = Rig::new(1);
+    rig.run(0, move |sentry| {
+        let rig = &sentry.rig;
+        let root = sentry.space(program);
+        let page = rig.user_pages(1);
+        rig.memory.write(page, &1u64.to_le_bytes()).unwrap();
+        for index in 0..70_000 {
+            rig.map(root, 0x2000_0000 + index * 2 * PAGE_SIZE, page, NX);
+        }
+        let ctx = rig.context(1, CODE, STACK);
+        assert_eq!(sentry.syscall(ctx, root), 1);
+        assert_eq!(ctx.regs.rsi, 70_000);
+        sentry.flush(root, 0x2000_0000 + 40_000 * 2 * PAGE_SIZE, 100 * PAGE_SIZE);
+        assert_eq!(sentry.syscall(ctx, root), 2);
+        assert_eq!(ctx.regs.rsi, 1);
+    });
+}
