@@ -3,7 +3,8 @@
 //! Only a guess for faults on missing pages, so that a write is reported as one at once: instructions that are not known
 //! here count as reads, and a wrong guess comes back as a protection fault.
 
-use iced_x86::{Decoder, DecoderOptions, InstructionInfoFactory, OpAccess, Register};
+use iced_x86::{Decoder, DecoderOptions, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
+use sentry_abi::context::Registers;
 
 /// Whether the instruction at the start of `code` writes to `address` when it faults there. `rdi` and `rsp` are the
 /// task's: they tell the destination of a string move, and a push, from its source.
@@ -26,6 +27,25 @@ pub fn writes(code: &[u8], address: u64, rdi: u64, rsp: u64) -> bool {
             Register::RDI | Register::EDI => near(rdi),
             _ => true,
         }),
+    }
+}
+
+/// The error code of a general protection fault at `code`: the selector that could not be loaded, or the vector that user
+/// code may not call. 0 otherwise, as it is for most.
+pub fn protection_error(code: &[u8], regs: &Registers) -> u32 {
+    let instruction = Decoder::new(64, code, DecoderOptions::NONE).decode();
+    match instruction.mnemonic() {
+        Mnemonic::Int => u32::from(instruction.immediate8()) * 8 + 2,
+        Mnemonic::Mov
+            if instruction.op0_register().is_segment_register() && instruction.op1_kind() == OpKind::Register =>
+        {
+            let by_number = [
+                regs.rax, regs.rcx, regs.rdx, regs.rbx, regs.rsp, regs.rbp, regs.rsi, regs.rdi, regs.r8, regs.r9,
+                regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15,
+            ];
+            by_number[instruction.op1_register().full_register().number() & 15] as u32 & 0xfffc
+        }
+        _ => 0,
     }
 }
 
@@ -62,6 +82,16 @@ mod tests {
         for code in cases {
             assert!(stores(code), "{code:x?}");
         }
+    }
+
+    #[test]
+    fn protection_errors_name_selector_or_vector() {
+        let regs = Registers { rax: 0xfff8, r9: 0x13, ..Registers::default() };
+        assert_eq!(protection_error(&[0x8e, 0xd8], &regs), 0xfff8);
+        assert_eq!(protection_error(&[0x41, 0x8e, 0xd9], &regs), 0x10);
+        assert_eq!(protection_error(&[0xcd, 0x21], &regs), 0x10a);
+        assert_eq!(protection_error(&[0xfa], &regs), 0);
+        assert_eq!(protection_error(&[], &regs), 0);
     }
 
     #[test]

@@ -192,6 +192,11 @@ impl Worker {
                 Cause::Exception { vector: vector::XM, .. } if self.xstate.x87_exception(tid)? => {
                     return Ok(Some(exception(ctx, vector::MF, 0, 0)));
                 }
+                Cause::Exception { vector: vector::GP, .. } => {
+                    let (code, len) = instruction(tid, ctx.regs.rip);
+                    let error = decode::protection_error(&code[..len], &ctx.regs);
+                    return Ok(Some(exception(ctx, vector::GP, error, 0)));
+                }
                 Cause::Exception { vector, address } => return Ok(Some(exception(ctx, vector, 0, address))),
                 Cause::Vsyscall { nr } => return Ok(Some(vsyscall(ctx, nr))),
                 Cause::PageFault { address, protection } => {
@@ -555,15 +560,20 @@ fn fill(
     map(shared, &space, &mut stub.thread, template, page, &mut inner, &runs)
 }
 
-/// Whether the instruction that faulted is known to write there.
-fn is_store(tid: i32, fault: &Fault<'_>) -> bool {
+/// The bytes at an instruction pointer, and how many could be read: an instruction may end at the end of what is mapped.
+fn instruction(tid: i32, rip: u64) -> ([u8; 16], usize) {
     let (mut code, mut len) = ([0; 16], 0);
-    // An instruction may end at the end of what is mapped.
     for word in code.chunks_exact_mut(8) {
-        let Ok(value) = ptrace::peek(tid, fault.regs.rip.wrapping_add(len as u64)) else { break };
+        let Ok(value) = ptrace::peek(tid, rip.wrapping_add(len as u64)) else { break };
         word.copy_from_slice(&value.to_le_bytes());
         len += 8;
     }
+    (code, len)
+}
+
+/// Whether the instruction that faulted is known to write there.
+fn is_store(tid: i32, fault: &Fault<'_>) -> bool {
+    let (code, len) = instruction(tid, fault.regs.rip);
     decode::writes(&code[..len], fault.address, fault.regs.rdi, fault.regs.rsp)
 }
 

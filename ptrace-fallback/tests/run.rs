@@ -144,6 +144,7 @@ fn exceptions_have_their_vectors() {
         (program!(breakpoint: "int3"), vector::BP),
         (program!(undefined: "ud2"), vector::UD),
         (program!(divide: "xor ecx, ecx", "div ecx"), vector::DE),
+        (program!(selector: "mov eax, 0xfff8", "mov ds, eax"), vector::GP),
         (program!(privileged: "cli"), vector::GP),
         (program!(noncanonical: "mov rax, 0x8000000000000000", "mov rax, [rax]"), vector::GP),
         (program!(stack_segment: "mov rbp, 0x8000000000000000", "mov rax, [rbp]"), vector::SS),

@@ -54,7 +54,7 @@ impl AddressSpace {
         } else if in_range(request.address) && !overlaps(&inner, request.address, request.address + len) {
             request.address
         } else {
-            find_gap(&inner, len)?
+            find_gap(&mut inner, len)?
         };
         if inner.vmas.len() >= MAX_MAPPINGS {
             return Err(ENOMEM);
@@ -186,7 +186,7 @@ impl AddressSpace {
             }
             let start = match fixed {
                 Some(at) => at,
-                None => find_gap(&inner, new_len)?,
+                None => find_gap(&mut inner, new_len)?,
             };
             let end = checked_range(start, new_len, EINVAL)?;
             self.remove(&mut inner, start, end);
@@ -232,7 +232,7 @@ impl AddressSpace {
                 self.remove(&mut inner, at, end);
                 at
             }
-            None => find_gap(&inner, new_len)?,
+            None => find_gap(&mut inner, new_len)?,
         };
         self.check_limit(&inner, new_len.saturating_sub(old_len))?;
         let mut moved = vma.slice(old, old_end);
@@ -366,6 +366,9 @@ impl AddressSpace {
             return;
         }
         self.split_out(inner, start, end);
+        if inner.full_from != 0 {
+            inner.full_from = inner.full_from.max(end.min(inner.layout.mmap_base));
+        }
         let gone: Vec<Vma> = {
             let keys: Vec<u64> = inner.vmas.range(start..end).map(|(k, _)| *k).collect();
             keys.iter().filter_map(|k| inner.vmas.remove(k)).collect()
@@ -459,13 +462,25 @@ fn covering(inner: &Inner, start: u64, end: u64) -> Result<Vec<Vma>> {
 }
 
 /// The highest gap of `len` bytes below the mmap base.
-fn find_gap(inner: &Inner, len: u64) -> Result<u64> {
-    let mut top = inner.layout.mmap_base;
+fn find_gap(inner: &mut Inner, len: u64) -> Result<u64> {
+    let base = inner.layout.mmap_base;
+    // What is known to be full is not looked at again: else many mappings would cost their number squared.
+    let mut top = if inner.full_from == 0 { base } else { inner.full_from.min(base) };
+    let mut full = true;
     for vma in inner.vmas.range(..top).rev().map(|(_, v)| v) {
-        if vma.end < top && top - vma.end >= len {
-            return Ok(top - len);
+        if vma.end < top {
+            if full {
+                inner.full_from = top;
+                full = false;
+            }
+            if top - vma.end >= len {
+                return Ok(top - len);
+            }
         }
         top = top.min(vma.start);
+    }
+    if full {
+        inner.full_from = top;
     }
     if top >= USER_MIN + len { Ok(top - len) } else { Err(ENOMEM) }
 }

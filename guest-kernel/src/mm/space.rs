@@ -69,6 +69,8 @@ pub(super) struct Inner {
     pub layout: Layout,
     /// Bytes mapped.
     pub total: u64,
+    /// From here to `layout.mmap_base` no page is free; 0: nothing is known.
+    pub full_from: u64,
     /// Where the last fault in anonymous memory stopped, and how many pages it mapped.
     pub stream: (u64, u64),
 }
@@ -93,6 +95,7 @@ impl AddressSpace {
             vmas: BTreeMap::new(),
             layout: Layout { mmap_base: USER_TOP, ..Layout::default() },
             total: 0,
+            full_from: 0,
             stream: (0, 0),
         };
         Ok(Arc::new_cyclic(|weak| AddressSpace {
@@ -124,7 +127,9 @@ impl AddressSpace {
     }
 
     pub fn set_layout(&self, layout: Layout) {
-        self.lock().layout = layout;
+        let mut inner = self.lock();
+        inner.layout = layout;
+        inner.full_from = 0;
     }
 
     /// The mappings, by address: for /proc.
