@@ -46,10 +46,9 @@ impl FixupTable {
             let at = table + index * size_of::<FixupEntry>() as u64;
             // SAFETY: `set`'s caller checked that the table is in kernel memory, which stays mapped and readable.
             let entry = unsafe { ptr::read_unaligned(at as *const FixupEntry) };
-            let start = at.wrapping_add_signed(i64::from(entry.start));
-            let end = (at + 4).wrapping_add_signed(i64::from(entry.end));
-            let fixup = (at + 8).wrapping_add_signed(i64::from(entry.fixup));
-            (start..end).contains(&rip).then_some(fixup)
+            // Every offset counts from the entry's own address.
+            let absolute = |offset: i32| at.wrapping_add_signed(i64::from(offset));
+            (absolute(entry.start)..absolute(entry.end)).contains(&rip).then(|| absolute(entry.fixup))
         })
     }
 }

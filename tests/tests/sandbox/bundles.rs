@@ -342,7 +342,6 @@ on_sandboxes! {
     tmpfs_mounts = run_tmpfs_mounts;
     file_programs = run_file_programs;
     second_stat_is_free = run_second_stat_is_free;
-    #[ignore = "two mapped files at once make the sentry copy for ever"]
     truncated_under_a_mapping = run_truncated_under_a_mapping;
     detached_life = run_detached_life;
     kill_and_force = run_kill_and_force;
