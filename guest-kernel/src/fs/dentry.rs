@@ -426,6 +426,37 @@ fn evict(dentry: &Arc<Dentry>) -> bool {
     true
 }
 
+/// Forgets every unused name below `root`: nobody can walk there any more.
+pub(super) fn purge(root: &Arc<Dentry>) {
+    let mut all = alloc::vec![root.clone()];
+    let mut next = 0;
+    while let Some(dentry) = all.get(next).cloned() {
+        next += 1;
+        if let Some(directory) = &dentry.directory {
+            all.extend(directory.children.lock().names.values().filter_map(|child| match child {
+                Child::Present(dentry) => Some(dentry.clone()),
+                Child::Absent => None,
+            }));
+        }
+        drop(dentry);
+    }
+    // What lies below goes first: it holds what it lies in.
+    while let Some(dentry) = all.pop() {
+        dentry.used.store(false, Relaxed);
+        evict(&dentry);
+    }
+}
+
+impl Drop for Dentry {
+    /// A long chain of directories that are all removed must not be dropped by recursion on a kernel stack.
+    fn drop(&mut self) {
+        let mut next = self.place.get_mut().parent.take();
+        while let Some(parent) = next {
+            next = Arc::into_inner(parent).and_then(|mut parent| parent.place.get_mut().parent.take());
+        }
+    }
+}
+
 /// Names in the cache, for tests and /proc/sys/fs/dentry-state.
 pub fn cached_names() -> usize {
     CACHE.lock().len()

@@ -9,7 +9,8 @@ use hashbrown::HashMap;
 
 use super::Inode;
 use crate::{
-    errno::{EAGAIN, Result},
+    errno::{EAGAIN, ENOLCK, Result},
+    mm::kmem,
     sync::{SpinLock, WaitQueue},
 };
 
@@ -151,6 +152,9 @@ fn wake(queue: Option<Arc<WaitQueue>>) {
 
 /// F_SETLK, F_SETLKW and their F_OFD_ kin.
 pub fn set(inode: &Arc<dyn Inode>, lock: Lock, wait: bool) -> Result<()> {
+    if kmem::under_pressure() {
+        return Err(ENOLCK);
+    }
     let key = key(inode)?;
     acquire(key, wait, |file| {
         let free = file.conflict(&lock).is_none();

@@ -13,7 +13,10 @@ use core::sync::atomic::{
 use bitflags::bitflags;
 use hashbrown::HashMap;
 
-use super::{FileSystem, Inode, Path, dentry::Dentry};
+use super::{
+    FileSystem, Inode, Path,
+    dentry::{self, Dentry},
+};
 use crate::{
     errno::{EBUSY, EINVAL, ENOTDIR, Result},
     sync::{Mutex, SpinLock},
@@ -132,6 +135,7 @@ impl Mount {
             None => None,
         };
         drop(gone);
+        dentry::purge(&self.root);
         Ok(())
     }
 

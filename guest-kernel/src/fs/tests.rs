@@ -22,8 +22,12 @@ use crate::{
 };
 
 fn root() -> Caller {
+    root_of(1 << 20)
+}
+
+fn root_of(size: u64) -> Caller {
     frames::init_hosted();
-    let fs = Tmpfs::new(1 << 20, "tmpfs");
+    let fs = Tmpfs::new(size, "tmpfs");
     let node = fs.make_root(NewAttr { mode: 0o755, uid: 0, gid: 0 });
     let mount = Mount::of(fs, node, "tmpfs", MountFlags::empty());
     let path = mount.root_path();
@@ -157,6 +161,37 @@ fn mounts_are_crossed_both_ways() {
     mount.detach(false).unwrap();
     assert_eq!(names(&c, "m"), [".", "..", "below"]);
     assert_eq!(root.detach(false), Err(EBUSY));
+}
+
+#[test]
+fn a_detached_mount_gives_its_files_back() {
+    let c = root();
+    mkdir(&c, "m").unwrap();
+    let fs = Tmpfs::new(1 << 20, "tmpfs");
+    let node = fs.make_root(NewAttr { mode: 0o755, uid: 0, gid: 0 });
+    let alive = Arc::downgrade(&node);
+    let mount = Mount::of(fs, node, "x", MountFlags::empty());
+    mount.attach(&c.walk(None).resolve(b"m", true).unwrap()).unwrap();
+    mkdir(&c, "m/a").unwrap();
+    write(&c, "m/a/f", "content");
+    mount.detach(false).unwrap();
+    drop(mount);
+    assert!(alive.upgrade().is_none());
+}
+
+#[test]
+fn a_long_chain_of_removed_directories_is_dropped() {
+    let c = root_of(1 << 30);
+    let mut at = vec![c.root.clone()];
+    for _ in 0..20_000 {
+        let inside = Caller { cwd: at.last().unwrap().clone(), ..c.clone() };
+        at.push(namei::create(&inside, None, b"d", NewNode::Directory, 0o777).unwrap());
+    }
+    let deepest = at.pop().unwrap();
+    while let Some(dir) = at.pop() {
+        namei::rmdir(&Caller { cwd: dir, ..c.clone() }, None, b"d").unwrap();
+    }
+    std::thread::Builder::new().stack_size(64 << 10).spawn(move || drop(deepest)).unwrap().join().unwrap();
 }
 
 #[test]

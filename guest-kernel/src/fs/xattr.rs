@@ -3,7 +3,10 @@
 use alloc::{collections::BTreeMap, vec::Vec};
 
 use super::FileType;
-use crate::errno::{EEXIST, ENODATA, ENOSPC, ENOTSUP, EPERM, Result};
+use crate::{
+    errno::{EEXIST, ENODATA, ENOSPC, ENOTSUP, EPERM, Result},
+    mm::kmem,
+};
 
 /// Bytes of names and values that an inode may have.
 const MAX: usize = 64 << 10;
@@ -30,7 +33,7 @@ impl Xattrs {
             _ => {}
         }
         let total: usize = self.0.iter().filter(|(k, _)| *k != name).map(|(k, v)| k.len() + v.len()).sum();
-        if total + name.len() + value.len() > MAX {
+        if total + name.len() + value.len() > MAX || kmem::under_pressure() {
             return Err(ENOSPC);
         }
         self.0.insert(name.to_vec(), value.to_vec());

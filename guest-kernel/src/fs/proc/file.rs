@@ -4,11 +4,12 @@ use alloc::{sync::Arc, vec::Vec};
 
 use super::{Make, Subject};
 use crate::{
-    errno::{EINVAL, EIO, EPERM, Result},
+    errno::{EINVAL, EIO, ENOMEM, EPERM, Result},
     fs::{File, FileOps},
     mm::{
         AddressSpace,
         io::{IoDst, IoSrc},
+        kmem,
         user::UserAddr,
     },
     sync::Mutex,
@@ -35,6 +36,9 @@ impl TextFile {
 
 impl FileOps for TextFile {
     fn read(&self, _file: &File, dst: &mut IoDst<'_>, offset: u64) -> Result<usize> {
+        if kmem::under_pressure() {
+            return Err(ENOMEM);
+        }
         let text = if offset == 0 {
             let text = Arc::new((self.make)(&self.subject)?);
             *self.text.lock() = text.clone();

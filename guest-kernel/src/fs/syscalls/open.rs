@@ -111,6 +111,9 @@ fn open_at(cur: &mut Current, dir: Fd, path: UserPath, flags: OpenFlags, mode: u
 impl Current {
     /// Gives a file the lowest free descriptor.
     pub fn install(&self, file: Arc<File>, close_on_exec: bool) -> Result<i32> {
+        if crate::mm::kmem::under_pressure() {
+            return Err(crate::errno::ENFILE);
+        }
         self.task.files().insert(file, close_on_exec, 0, self.fd_limit())
     }
 }
