@@ -76,7 +76,9 @@ impl Call {
         let rootfs = plan.roots.first().map(|r| r.path.clone()).unwrap_or_default();
         let mut record = Record::new(&self.id, &self.bundle.dir, &rootfs);
         record.annotations = self.bundle.spec.annotations().clone().unwrap_or_default().into_iter().collect();
-        let made = make(entry, record, plan.config, &plan.roots, plan.vcpus, streams, settings, foreground)?;
+        let making =
+            Making { entry, record, config: plan.config, roots: &plan.roots, vcpus: plan.vcpus, streams, foreground };
+        let made = make(making, settings)?;
         if let Some(path) = &self.pid_file
             && let Err(error) = write_pid(path, made.sandbox.process.pid)
         {
@@ -117,18 +119,21 @@ impl Call {
     }
 }
 
+/// What a container is made of.
+pub struct Making<'a> {
+    pub entry: Entry,
+    pub record: Record,
+    pub config: sentry_abi::config::SandboxConfig,
+    pub roots: &'a [HostRoot],
+    pub vcpus: u32,
+    pub streams: Streams,
+    /// It ends with the command that makes it.
+    pub foreground: bool,
+}
+
 /// Makes a sandbox and writes its state; a failure leaves neither.
-#[allow(clippy::too_many_arguments)]
-pub fn make(
-    entry: Entry,
-    mut record: Record,
-    mut config: sentry_abi::config::SandboxConfig,
-    roots: &[HostRoot],
-    vcpus: u32,
-    streams: Streams,
-    settings: Settings,
-    foreground: bool,
-) -> Result<Made> {
+pub fn make(making: Making<'_>, settings: Settings) -> Result<Made> {
+    let Making { entry, mut record, mut config, roots, vcpus, streams, foreground } = making;
     let launched = (|| {
         let backend = platform::choose(settings.platform, &settings.root)?;
         let host_roots = roots;

@@ -61,7 +61,16 @@ pub fn run(settings: Settings, matches: &ArgMatches) -> Result<i32> {
     let mut signals = Signals::new()?;
     let entry = store.create(&id)?;
     let record = Record::new(&id, &root, &root);
-    let made = container::make(entry, record, config, &mounts.roots, host::allowed_cpus(), streams, settings, true)?;
+    let making = container::Making {
+        entry,
+        record,
+        config,
+        roots: &mounts.roots,
+        vcpus: host::allowed_cpus(),
+        streams,
+        foreground: true,
+    };
+    let made = container::make(making, settings)?;
     match run::foreground(made, &store, &mut signals, false) {
         // In a terminal as a shell would tell; for a program the exit code is ours.
         Err(error) if in_terminal => match error.downcast_ref::<InitError>().map(|e| e.errno) {
