@@ -78,7 +78,9 @@ fn pidfd_send_signal(cur: &mut Current, pidfd: Fd, sig: u32, info: UserPtr<SigIn
     if flags != 0 {
         return Err(EINVAL);
     }
-    let process = process_of(&*cur.task.files().get(pidfd.0)?)?;
+    let file = cur.task.files().get(pidfd.0)?;
+    // A directory of /proc does as well.
+    let process = process_of(&file).or_else(|error| crate::fs::proc::process_of(&**file.inode()).ok_or(error))?;
     let alive = table::process(process.pid).is_some_and(|p| Arc::ptr_eq(&p, &process));
     if !alive {
         return Err(ESRCH);

@@ -216,7 +216,7 @@ fn online() -> u64 {
 }
 
 fn sched_setaffinity(cur: &mut Current, pid: i32, size: usize, mask: UserAddr) -> Result<()> {
-    let task = find(cur, pid)?;
+    let task = find(cur, pid).map_err(|_| ESRCH)?;
     let mut bytes = [0u8; 8];
     let known = size.min(8);
     cur.mm.read(mask, &mut bytes[..known])?;
@@ -239,7 +239,7 @@ fn sched_getaffinity(cur: &mut Current, pid: i32, size: usize, mask: UserAddr) -
     if !size.is_multiple_of(8) || size < sched::cpus_online().div_ceil(8) {
         return Err(EINVAL);
     }
-    let task = find(cur, pid)?;
+    let task = find(cur, pid).map_err(|_| ESRCH)?;
     let value = task.affinity.load(Relaxed) & online();
     cur.mm.write(mask, &value.to_le_bytes())?;
     Ok(8)

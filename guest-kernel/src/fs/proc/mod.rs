@@ -262,6 +262,15 @@ impl Node {
 }
 
 /// A number that stays the same for the same entry of the same subject.
+/// The process whose directory this is (/proc/PID), for calls that take it in place of a pidfd.
+pub fn process_of(inode: &dyn Inode) -> Option<Arc<Process>> {
+    let node = inode.downcast::<Node>()?;
+    match &node.subject {
+        Subject::Process(process, _) if core::ptr::eq(node.entry, &PROCESS_DIR) => process.upgrade(),
+        _ => None,
+    }
+}
+
 fn ino(entry: &'static Entry, subject: &Subject) -> u64 {
     let (kind, number) = subject.key();
     let place = core::ptr::from_ref(entry) as u64;
