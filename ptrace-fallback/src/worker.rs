@@ -29,7 +29,7 @@ use crate::{
     xstate::XstateBuffer,
 };
 
-/// Fills of one address in a row, without progress, before the fault is the sentry's to explain.
+/// Fills of one address in a row, without progress, before the sentry sees the fault.
 const MAX_REPEATS: u32 = 8;
 /// How long the end of a vCPU waits for the ends of its stubs. A process whose other threads belong to another vCPU ends with
 /// that one; what is left goes when this thread does.
@@ -209,8 +209,11 @@ impl Worker {
                     let outcome = fill(shared, stub, &mut self.template, &mut self.page, &fault)?;
                     match outcome {
                         Filled::Done if last_fill.2 < MAX_REPEATS => {}
+                        // Another vCPU takes it away again each time: the sentry finds nothing to do, and the task can be
+                        // interrupted.
                         Filled::Done => {
-                            return Ok(Some(exception(ctx, vector::FILE_PAST_END, 0, address)));
+                            let code = trap::error_code(true, Access::Read);
+                            return Ok(Some(exception(ctx, vector::PF, code, address)));
                         }
                         Filled::NoFile => return Ok(Some(exception(ctx, vector::FILE_PAST_END, 0, address))),
                         Filled::Fault(code) => {
