@@ -560,6 +560,10 @@ fn fill(
         return Ok(Filled::Fault(trap::error_code(true, access)));
     }
     let runs = plan::runs(&leaf, fault.address, access == Access::Write, &inner.fills);
+    if runs.is_empty() {
+        // Another vCPU has cleared the entry since.
+        return Ok(Filled::Fault(trap::error_code(false, access)));
+    }
     map(shared, &space, &mut stub.thread, template, page, &mut inner, &runs)
 }
 
