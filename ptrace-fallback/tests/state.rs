@@ -263,8 +263,8 @@ extern "sysv64" fn guarded_load(address: u64) -> u64 {
         ".balign 4",
         ".globl test_fixup",
         "test_fixup: .long 2b - .",
-        ".long 3b - .",
-        ".long 4b - .",
+        ".long 3b - (. - 4)",
+        ".long 4b - (. - 8)",
         ".popsection",
     )
 }
