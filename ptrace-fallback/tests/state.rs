@@ -3,7 +3,12 @@
 
 mod common;
 
-use std::{arch::naked_asm, fs::File, os::fd::OwnedFd, sync::Arc};
+use std::{
+    arch::naked_asm,
+    fs::File,
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 use common::{CODE, NX, Rig, STACK, W};
 use sentry_abi::{
@@ -14,8 +19,15 @@ use sentry_abi::{
 };
 use vmm::vcpu::{Exit, Vm};
 
+/// Some of these tests look at all stubs of the process: one runs at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 #[test]
 fn vector_registers_survive_system_calls_and_task_switches() {
+    let _alone = alone();
     let program = program!(vectors:
         "movq xmm3, rdi",
         "movq xmm15, rdi",
@@ -60,6 +72,7 @@ fn vector_registers_survive_system_calls_and_task_switches() {
 
 #[test]
 fn a_new_task_sees_nothing_of_the_host() {
+    let _alone = alone();
     let program = program!(scrubbed:
         "mov r8, [rsp - 8]",
         "movq rsi, xmm0",
@@ -83,6 +96,7 @@ fn a_new_task_sees_nothing_of_the_host() {
 
 #[test]
 fn registers_are_what_the_sentry_says() {
+    let _alone = alone();
     let program = program!(registers: "2: mov eax, 1", "syscall", "jmp 2b");
     let rig = Rig::new(1);
     rig.run(0, move |sentry| {
@@ -116,6 +130,7 @@ fn registers_are_what_the_sentry_says() {
 
 #[test]
 fn a_killed_stub_ends_its_task_only() {
+    let _alone = alone();
     let program = program!(killed: "2: mov eax, 1", "syscall", "jmp 2b");
     let rig = Rig::new(1);
     rig.run(0, move |sentry| {
@@ -169,6 +184,7 @@ fn stubs() -> Vec<i32> {
 
 #[test]
 fn spaces_come_and_go() {
+    let _alone = alone();
     let program = program!(short: "mov eax, 60", "syscall");
     let rig = Rig::new(1);
     rig.run(0, move |sentry| {
@@ -187,6 +203,7 @@ fn spaces_come_and_go() {
 
 #[test]
 fn files_of_the_window() {
+    let _alone = alone();
     let program = program!(window:
         "mov rdi, 0x20000000",
         "mov rsi, [rdi]",
@@ -271,6 +288,7 @@ extern "sysv64" fn guarded_load(address: u64) -> u64 {
 
 #[test]
 fn faults_of_the_sentry() {
+    let _alone = alone();
     let rig = Rig::new(1);
     rig.run(0, |sentry| {
         // The table has to lie in kernel memory: move it there, offsets adjusted.
@@ -316,6 +334,7 @@ fn faults_of_the_sentry() {
 
 #[test]
 fn a_crash_of_the_sentry_is_a_report() {
+    let _alone = alone();
     let rig = Rig::new(1);
     let report = rig
         .run_with(0, |_| unsafe { std::ptr::without_provenance_mut::<u64>(0x123450).write_volatile(1) }, |_| {})
@@ -328,6 +347,7 @@ fn a_crash_of_the_sentry_is_a_report() {
 
 #[test]
 fn exits_and_their_answers() {
+    let _alone = alone();
     let rig = Rig::new(1);
     let event = vmm_sys_util::eventfd::EventFd::new(libc::EFD_NONBLOCK).unwrap();
     rig.vm.register_ioevent(&event, 0xd000_0050, 3).unwrap();
