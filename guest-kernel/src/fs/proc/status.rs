@@ -46,9 +46,11 @@ impl Parts {
             return ('Z', "zombie");
         }
         let stopped = state.stop.is_some() && state.stopped_threads > 0;
+        // The parent has been told: the last thread may still be on its way to its wait.
+        let all_stopped = stopped && state.stopped_threads >= state.threads.len();
         drop(state);
         let Some(task) = &self.task else { return ('Z', "zombie") };
-        if stopped && task.sched.is_parked() {
+        if all_stopped || stopped && task.sched.is_parked() {
             ('T', "stopped")
         } else if task.sched.is_parked() {
             ('S', "sleeping")
