@@ -164,12 +164,19 @@ macro_rules! on_platforms {
 
 #[macro_export]
 macro_rules! on_sandboxes {
-    ($($(#[$attribute:meta])* $name:ident = $body:expr;)*) => {
+    // On KVM only when asked for (`--ignored`): `reason` says why.
+    (kvm ignored: $reason:literal; $($(#[$attribute:meta])* $name:ident = $body:expr;)*) => {
+        $crate::on_sandboxes! { @ptrace $($(#[$attribute])* $name = $body;)* }
+        $crate::on_sandboxes! { @kvm $(#[ignore = $reason] $name = $body;)* }
+    };
+    (@ptrace $($(#[$attribute:meta])* $name:ident = $body:expr;)*) => {
         mod ptrace {
             #[allow(unused_imports, reason = "a body may be a closure")]
             use super::*;
             $($(#[$attribute])* #[test] fn $name() { ($body)(&$crate::platform::Platform { kind: $crate::platform::Kind::Ptrace }) })*
         }
+    };
+    (@kvm $($(#[$attribute:meta])* $name:ident = $body:expr;)*) => {
         mod kvm {
             #[allow(unused_imports, reason = "a body may be a closure")]
             use super::*;
@@ -179,5 +186,9 @@ macro_rules! on_sandboxes {
                 $crate::platform::kvm(name, $body)
             })*
         }
+    };
+    ($($(#[$attribute:meta])* $name:ident = $body:expr;)*) => {
+        $crate::on_sandboxes! { @ptrace $($(#[$attribute])* $name = $body;)* }
+        $crate::on_sandboxes! { @kvm $($(#[$attribute])* $name = $body;)* }
     };
 }
