@@ -18,10 +18,10 @@ use crate::{
 };
 
 /// How long one boot of the machine may take.
-const LIMIT: Duration = Duration::from_secs(1200);
-/// An emulated processor sometimes locks up inside its own KVM (the machine's kernel then panics), and a loaded host upsets
+const LIMIT: Duration = Duration::from_secs(900);
+/// An emulated processor sometimes locks up inside its own KVM (the machine is then ended), and a loaded host upsets
 /// what depends on time. What has not passed is run again in a fresh machine; what fails in each of them fails.
-const BOOTS: usize = 3;
+const BOOTS: usize = 8;
 
 #[derive(Clone, Debug)]
 pub enum Outcome {
