@@ -266,6 +266,45 @@ static void fifo_in_the_file_system(void) {
     EQ(read(r, b, 16), 0);
 }
 
+// Through /proc/self/fd a pipe opens at once, whoever has left, unlike a FIFO.
+static void reopened(void) {
+    OK(pipe(p));
+    EQ(write(p[1], "kept", 4), 4);
+    char path[64], b[8];
+    snprintf(path, sizeof path, "/proc/self/fd/%d", p[0]);
+    close(p[1]);
+    int again = open(path, O_RDONLY);
+    struct pollfd look = { again, POLLIN, 0 };
+    EQ(poll(&look, 1, 0), 1);
+    EQ(look.revents, POLLIN | POLLHUP);
+    EQ(read(again, b, 8), 4);
+    EQ(read(again, b, 8), 0);
+    int writer = open(path, O_WRONLY | O_NONBLOCK);
+    EQ(write(writer, "more", 4), 4);
+    EQ(read(p[0], b, 8), 4);
+    OK(fcntl(p[0], F_SETFL, O_NONBLOCK));
+    ERR(read(p[0], b, 8), EAGAIN);
+    close(writer);
+    EQ(read(p[0], b, 8), 0);
+}
+
+// A reader that finds a writer sees it leave; one that did not wait sees no hang-up before the first writer.
+static void hangup_of_a_fifo(void) {
+    enter_scratch();
+    OK(mkfifo("f", 0600));
+    int r = open("f", O_RDONLY | O_NONBLOCK);
+    struct pollfd look = { r, POLLIN, 0 };
+    EQ(poll(&look, 1, 0), 0);
+    int w = open("f", O_WRONLY);
+    int late = open("f", O_RDONLY);
+    close(w);
+    EQ(poll(&look, 1, 0), 1);
+    EQ(look.revents, POLLHUP);
+    look.fd = late;
+    EQ(poll(&look, 1, 0), 1);
+    EQ(look.revents, POLLHUP);
+}
+
 static void *echo(void *arg) {
     int *q = arg;
     char c;
@@ -412,5 +451,6 @@ static void splicing(void) {
 }
 
 TESTS(T(write_then_read), T(reader_waits), T(writer_waits_for_room), T(end_of_file), T(broken_pipe), T(nonblocking), T(atomic_writes),
-      T(vectors), T(poll_states), T(poll_waits), T(select_states), T(signals_and_poll), T(fifo_in_the_file_system), T(many_round_trips), T(event_counters),
+      T(vectors), T(poll_states), T(poll_waits), T(select_states), T(signals_and_poll), T(fifo_in_the_file_system),
+      T(reopened), T(hangup_of_a_fifo), T(many_round_trips), T(event_counters),
       T(epoll_sets), T(splicing))

@@ -155,18 +155,16 @@ impl Pipe {
 
     fn end(self: &Arc<Self>, flags: OpenFlags) -> Arc<PipeEnd> {
         let (read, write) = (flags.readable(), flags.writable());
-        let writers_seen = {
+        {
             let mut ends = self.ends.lock();
-            let seen = ends.writer_count;
             ends.readers += usize::from(read);
             ends.writers += usize::from(write);
             ends.reader_count += u64::from(read);
             ends.writer_count += u64::from(write);
-            seen
-        };
+        }
         self.readable.wake_all();
         self.writable.wake_all();
-        Arc::new(PipeEnd { pipe: self.clone(), read, write, writers_seen: AtomicU64::new(writers_seen) })
+        Arc::new(PipeEnd { pipe: self.clone(), read, write, no_hangup_at: AtomicU64::new(u64::MAX) })
     }
 
     /// Bytes waiting, for FIONREAD.
@@ -243,8 +241,9 @@ pub struct PipeEnd {
     pipe: Arc<Pipe>,
     read: bool,
     write: bool,
-    /// Writers there had been when this reader came: before the first one it sees no hang-up.
-    writers_seen: AtomicU64,
+    /// Of a reader that opened a FIFO without waiting for a writer: how many writers there had been. Until the next one
+    /// comes, it sees no hang-up. `u64::MAX` for all others.
+    no_hangup_at: AtomicU64,
 }
 
 impl PipeEnd {
@@ -332,7 +331,7 @@ impl FileOps for PipeEnd {
             if len > 0 {
                 ready |= poll::IN | poll::RDNORM;
             }
-            if writers == 0 && writer_count != self.writers_seen.load(Relaxed) {
+            if writers == 0 && writer_count != self.no_hangup_at.load(Relaxed) {
                 ready |= poll::HUP;
             }
         }
@@ -366,7 +365,8 @@ impl FileOps for PipeEnd {
 pub fn pair(flags: OpenFlags, creds: &Creds) -> (Arc<File>, Arc<File>) {
     let pipe = Pipe::new();
     let again = pipe.clone();
-    let reopen = move |flags: OpenFlags| open_end(&again, flags);
+    // Through /proc/self/fd. Unlike a FIFO's, a pipe's other side is not waited for: it may have come and gone.
+    let reopen = move |flags: OpenFlags| -> Result<Arc<dyn FileOps>> { Ok(again.end(flags)) };
     let path =
         anon::path(FileType::Fifo, 0o600, creds, |ino| format!("pipe:[{ino}]"), Some(alloc::boxed::Box::new(reopen)));
     let kept = flags & (OpenFlags::NONBLOCK | OpenFlags::DIRECT);
@@ -412,7 +412,11 @@ fn open_end(pipe: &Arc<Pipe>, flags: OpenFlags) -> Result<Arc<dyn FileOps>> {
         (if read { ends.writers > 0 } else { ends.readers > 0 }, ends.reader_count, ends.writer_count)
     };
     let end = pipe.end(flags);
-    if met || nonblock || read && write {
+    if met || read && write {
+        return Ok(end);
+    }
+    if nonblock {
+        end.no_hangup_at.store(writers, Relaxed);
         return Ok(end);
     }
     let met = || {
@@ -423,9 +427,6 @@ fn open_end(pipe: &Arc<Pipe>, flags: OpenFlags) -> Result<Arc<dyn FileOps>> {
     };
     let queue = if read { &pipe.readable } else { &pipe.writable };
     queue.wait_until(met).map_err(|_| Error::Restart(Restart::Sys))?;
-    if read {
-        end.writers_seen.store(0, SeqCst);
-    }
     Ok(end)
 }
 
