@@ -90,6 +90,11 @@ impl StubThread {
         }
     }
 
+    /// Whether the stopped thread has not been killed from outside.
+    pub fn is_there(&self) -> bool {
+        ptrace::get_registers(self.tid).is_ok()
+    }
+
     /// The task's registers.
     pub fn registers(&mut self) -> Result<&Registers> {
         if !self.saved_valid {

@@ -94,7 +94,10 @@ impl PtraceVcpu {
             },
             LOAD_REGISTERS => self.worker.load_registers(a0),
             SAVE_XSTATE => self.worker.save_xstate(a0),
-            CREATE_SPACE => self.worker.create_space(a0),
+            CREATE_SPACE => self.worker.create_space(a0).unwrap_or_else(|error| {
+                called = Called::Failed(error.to_string());
+                0
+            }),
             DESTROY_SPACE => self.worker.destroy_space(a0),
             FLUSH_RANGE => self.worker.flush(a0, a1, a2),
             WAIT => {

@@ -259,17 +259,16 @@ impl Worker {
         Ok(Stub { space, thread, fault: None })
     }
 
-    pub fn create_space(&mut self, root: u64) -> u64 {
-        match self.make_space(root) {
-            Ok(()) => 0,
-            Err(error) => {
-                log::warn!("a stub for address space {root:#x}: {error}");
-                match error {
-                    StubError::Call { error, .. } => error.raw_os_error().unwrap_or(libc::ENOMEM) as u64,
-                    _ => libc::ENOMEM as u64,
-                }
-            }
-        }
+    /// 0 or an error number; an error if this vCPU can make no address space any more.
+    pub fn create_space(&mut self, root: u64) -> Result<u64> {
+        let Err(error) = self.make_space(root) else { return Ok(0) };
+        log::warn!("a stub for address space {root:#x}: {error}");
+        // Without it every fork and exec would fail from now on.
+        anyhow::ensure!(self.template.is_there(), "the template stub {} of vCPU {} was killed", self.template.tid, self.index);
+        Ok(match error {
+            StubError::Call { error, .. } => error.raw_os_error().unwrap_or(libc::ENOMEM) as u64,
+            _ => libc::ENOMEM as u64,
+        })
     }
 
     fn make_space(&mut self, root: u64) -> Result<(), StubError> {
