@@ -264,7 +264,12 @@ impl Worker {
         let Err(error) = self.make_space(root) else { return Ok(0) };
         log::warn!("a stub for address space {root:#x}: {error}");
         // Without it every fork and exec would fail from now on.
-        anyhow::ensure!(self.template.is_there(), "the template stub {} of vCPU {} was killed", self.template.tid, self.index);
+        anyhow::ensure!(
+            self.template.is_there(),
+            "the template stub {} of vCPU {} was killed",
+            self.template.tid,
+            self.index
+        );
         Ok(match error {
             StubError::Call { error, .. } => error.raw_os_error().unwrap_or(libc::ENOMEM) as u64,
             _ => libc::ENOMEM as u64,
