@@ -14,6 +14,7 @@ pub mod drivers;
 pub mod errno;
 pub mod fs;
 pub mod futex;
+pub mod ipc;
 pub mod log;
 #[allow(unsafe_code)]
 pub mod mm;

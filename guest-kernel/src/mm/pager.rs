@@ -5,6 +5,7 @@ use alloc::{
     sync::{Arc, Weak},
     vec::Vec,
 };
+use core::any::Any;
 
 use sentry_abi::layout::PAGE_SIZE;
 
@@ -23,7 +24,7 @@ pub struct Extent {
 ///
 /// `fault` runs with the address space locked and may block on the gofer, but must not take a lock that is ever held while
 /// user memory is copied: the copy itself may fault and come here.
-pub trait Pager: Send + Sync {
+pub trait Pager: Any + Send + Sync {
     /// Pages from page number `index` of the object: at least one, at most `max`. `write`: they are going to be written
     /// through a shared mapping.
     fn fault(&self, index: u64, max: u64, write: bool) -> Result<Extent, FaultError>;
@@ -36,6 +37,13 @@ pub trait Pager: Send + Sync {
 
     /// The path that it was mapped by last, for [`Pager::identity`].
     fn set_name(&self, _name: String) {}
+}
+
+impl dyn Pager {
+    /// The concrete type, for a subsystem that looks for its own mappings.
+    pub fn downcast<T: Pager>(&self) -> Option<&T> {
+        (self as &dyn Any).downcast_ref()
+    }
 }
 
 /// Address spaces that map an object.
@@ -66,6 +74,11 @@ impl MappingList {
                 spaces.swap_remove(at);
             }
         }
+    }
+
+    /// How many mappings there are (shm_nattch).
+    pub fn count(&self) -> u64 {
+        self.spaces.lock().iter().map(|(_, count)| *count as u64).sum()
     }
 
     /// Whether anything maps the object.

@@ -7,6 +7,7 @@ use super::{Fd, Hex, Level::*, Syscall};
 use crate::{
     counters::{Counter, count},
     errno::{EINVAL, ENOSYS, EPERM, Result},
+    ipc::sem,
     syscalls,
     task::{Current, clone::CloneFlags, creds::cap},
 };
@@ -94,6 +95,9 @@ fn unshare(cur: &mut Current, flags: Hex) -> Result<()> {
     let alone = cur.task.process.state.lock().threads.len() == 1;
     if flags.intersects(F::VM | F::SIGHAND | F::THREAD) && !alone {
         return Err(EINVAL);
+    }
+    if flags.contains(F::SYSVSEM) {
+        sem::leave(&cur.task);
     }
     if flags.contains(F::FS) {
         drop(cur.task.set_fs(cur.task.fs().copy()));

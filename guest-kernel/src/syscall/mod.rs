@@ -79,6 +79,7 @@ const GROUPS: &[&[Syscall]] = &[
     crate::fs::syscalls::stat::CALLS,
     crate::fs::syscalls::transfer::CALLS,
     crate::futex::syscalls::CALLS,
+    crate::ipc::syscalls::CALLS,
     crate::mm::syscalls::CALLS,
     crate::signal::syscalls::CALLS,
     crate::task::groups::CALLS,

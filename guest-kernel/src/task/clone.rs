@@ -15,6 +15,7 @@ use crate::{
     counters::{Counter, count},
     errno::{EAGAIN, EINTR, EINVAL, EPERM, Error, Restart, Result},
     fs::OpenFlags,
+    ipc::sem,
     mm::{
         kmem,
         user::{UserAddr, UserPtr},
@@ -236,6 +237,9 @@ fn create(cur: &mut Current, request: &CloneRequest, pid: Pid) -> Result<Arc<Tas
     child.policy.store(task.policy.load(Relaxed), Relaxed);
     child.priority.store(task.priority.load(Relaxed), Relaxed);
     child.affinity.store(task.affinity.load(Relaxed), Relaxed);
+    if has(F::SYSVSEM) {
+        *child.sem_undo.lock() = Some(sem::undo_list(&task));
+    }
     if has(F::CHILD_CLEARTID) {
         child.clear_child_tid.store(request.child_tid.addr.0, SeqCst);
     }

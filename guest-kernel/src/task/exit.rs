@@ -83,6 +83,7 @@ pub fn finish(mut cur: Box<Current>) {
     let own_status = cur.exit_status.unwrap_or(0);
     let usage = task.usage();
     release_memory(&mut cur);
+    crate::ipc::sem::leave(&task);
     arch::leave_user_space();
     let mm = task.mm.lock().take();
     drop(mm);

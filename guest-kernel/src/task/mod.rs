@@ -41,6 +41,7 @@ pub use session::{Session, Terminal};
 
 use crate::{
     fs::{FdTable, FsContext},
+    ipc::sem,
     mm::AddressSpace,
     sched::{self, Entity, timer::Expire},
     signal::{SigSet, deliver, queue::Queue},
@@ -87,6 +88,8 @@ pub struct Task {
     pub priority: AtomicI32,
     /// CPUs of sched_setaffinity(2).
     pub affinity: AtomicU64,
+    /// What semop(2) undoes at the end (CLONE_SYSVSEM shares it).
+    pub sem_undo: SpinLock<Option<Arc<sem::UndoList>>>,
     /// A vfork parent waits here until the child has released its memory.
     pub vfork: SpinLock<Option<Arc<VforkDone>>>,
     /// What the task starts with, until it first runs.
@@ -141,6 +144,7 @@ impl Task {
             policy: AtomicU32::new(0),
             priority: AtomicI32::new(0),
             affinity: AtomicU64::new(u64::MAX),
+            sem_undo: SpinLock::new(None),
             vfork: SpinLock::new(None),
             start: SpinLock::new(None),
         }

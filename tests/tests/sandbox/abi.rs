@@ -54,6 +54,7 @@ on_platforms! {
     proc = |platform: &Platform| passes(platform, "proc");
     process = |platform: &Platform| passes(platform, "process");
     signal = |platform: &Platform| passes(platform, "signal");
+    sysvipc = |platform: &Platform| passes(platform, "sysvipc");
     unmap_stress = |platform: &Platform| passes(platform, "unmap_stress");
     vector = |platform: &Platform| passes(platform, "vector");
 }

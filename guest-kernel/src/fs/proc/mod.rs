@@ -26,7 +26,7 @@ use crate::{
     task::{Pid, Process, Task, cap, table},
 };
 
-pub use sysctl::configure as configure_sysctls;
+pub use sysctl::{configure as configure_sysctls, number as sysctl_number};
 
 const PROC_SUPER_MAGIC: u64 = 0x9fa0;
 

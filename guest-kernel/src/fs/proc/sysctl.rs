@@ -107,6 +107,7 @@ static KERNEL: &[Entry] = &[
     setting("msgmax", |_| kept_or("kernel.msgmax", 8192), |_, v| keep("kernel.msgmax", v)),
     setting("msgmnb", |_| kept_or("kernel.msgmnb", 16384), |_, v| keep("kernel.msgmnb", v)),
     setting("msgmni", |_| kept_or("kernel.msgmni", 32000), |_, v| keep("kernel.msgmni", v)),
+    text("msg_next_id", |_| Ok(line(-1))),
     text("ngroups_max", |_| Ok(line(65536))),
     text("osrelease", |_| Ok(line(uts::RELEASE))),
     text("ostype", |_| Ok(line(uts::SYSNAME))),
@@ -201,6 +202,13 @@ static NET_IPV4: &[Entry] = kept! {
     "tcp_syncookies" "net.ipv4.tcp_syncookies" = 1,
     "tcp_wmem" "net.ipv4.tcp_wmem" = "4096\t16384\t4194304",
 };
+
+/// Number `index` of a value, or `default` when it was not set (or not to a number).
+pub fn number(path: &str, index: usize, default: u64) -> u64 {
+    let values = VALUES.lock();
+    let text = values.get(path).and_then(|value| core::str::from_utf8(value).ok());
+    text.and_then(|text| text.split_ascii_whitespace().nth(index)?.parse().ok()).unwrap_or(default)
+}
 
 fn kept_or(path: &str, default: impl core::fmt::Display) -> Result<Vec<u8>> {
     Ok(match VALUES.lock().get(path) {

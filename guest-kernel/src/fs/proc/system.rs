@@ -31,6 +31,7 @@ static ENTRIES: &[Entry] = &[
     text("stat", stat),
     text("swaps", |_| Ok(b"Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n".to_vec())),
     dir("sys", SYS),
+    dir("sysvipc", SYSVIPC),
     link("thread-self", |_| {
         let task = sched::current().ok_or(ENOENT)?;
         Ok(format!("{}/task/{}", task.process.pid, task.tid()).into_bytes())
@@ -39,6 +40,12 @@ static ENTRIES: &[Entry] = &[
     text("uptime", uptime),
     text("version", version),
     text("vmstat", vmstat),
+];
+
+static SYSVIPC: &[Entry] = &[
+    text("msg", |_| Ok(crate::ipc::proc::msg())),
+    text("sem", |_| Ok(crate::ipc::proc::sem())),
+    text("shm", |_| Ok(crate::ipc::proc::shm())),
 ];
 
 /// Until there is a network, its files say that there is nothing.
