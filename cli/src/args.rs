@@ -11,18 +11,14 @@ pub const LATER: &[&str] = &[
     "checkpoint",
     "cpu-features",
     "events",
-    "exec",
     "export-metrics",
     "features",
     "install",
     "metric-metadata",
     "mitigate",
-    "pause",
     "port-forward",
-    "ps",
     "read-control",
     "restore",
-    "resume",
     "statefile",
     "tar",
     "trace",
@@ -136,6 +132,34 @@ pub fn command() -> Command {
                         .allow_hyphen_values(true),
                 ),
         )
+        .subcommand(
+            sub("exec", "run another process in a container")
+                .arg(value("process", "FILE", "the process as OCI JSON, instead of a command").short('p'))
+                .arg(switch("detach", "do not wait for its end").short('d'))
+                .arg(value("pid-file", "PATH", "file for the id of the process that stands for it"))
+                .arg(value("internal-pid-file", "PATH", "as --pid-file").hide(true))
+                .arg(value("console-socket", "PATH", "socket that receives the terminal's master descriptor"))
+                .arg(switch("tty", "give it a terminal").short('t'))
+                .arg(value("user", "UID[:GID]", "user and group").short('u'))
+                .arg(value("cwd", "DIR", "working directory"))
+                .arg(list("env", "NAME=VALUE", "another environment variable").short('e'))
+                .arg(list("cap", "CAP", "another capability, such as CAP_CHOWN").short('c'))
+                .arg(list("additional-gids", "GID", "another supplementary group").short('g'))
+                .arg(switch("no-new-privs", "set no_new_privs"))
+                .arg(value("preserve-fds", "N", "pass descriptors 3 to N+2 to it"))
+                .arg(switch("ignore-paused", "also in a paused container, where it waits"))
+                .arg(value("cgroup", "PATH", "accepted; processes of a container share its cgroup").hide(true))
+                .arg(value("apparmor", "PROFILE", "accepted; AppArmor does not see the process").hide(true))
+                .arg(value("process-label", "LABEL", "accepted; SELinux does not see the process").hide(true))
+                .arg(switch("no-subreaper", "accepted; no process is reparented to us").hide(true))
+                .arg(id())
+                .arg(
+                    operand("command", "COMMAND", "what to run, with its arguments")
+                        .num_args(0..)
+                        .trailing_var_arg(true)
+                        .allow_hyphen_values(true),
+                ),
+        )
         .subcommand(sub("flags", "list the global flags with their values"))
         .subcommand(
             sub("help", "describe commands, system calls and platforms")
@@ -168,6 +192,21 @@ pub fn command() -> Command {
                 )
                 .arg(switch("quiet", "names only").short('q')),
         )
+        .subcommand(sub("pause", "stop every process of a container until resume").arg(id()))
+        .subcommand(
+            sub("ps", "list the processes of a container")
+                .arg(
+                    Arg::new("format")
+                        .long("format")
+                        .short('f')
+                        .value_parser(["table", "json"])
+                        .default_value("table")
+                        .help("table, or json: the ids of the processes of the host that stand for them"),
+                )
+                .arg(id())
+                .arg(operand("options", "OPTIONS", "accepted: options of ps(1)").num_args(0..).hide(true)),
+        )
+        .subcommand(sub("resume", "let a paused container go on").arg(id()))
         .subcommand(
             creation(sub("run", "make a container, start it and wait for its end"))
                 .arg(switch("detach", "do not wait for its end").short('d'))

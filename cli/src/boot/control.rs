@@ -1,16 +1,24 @@
 //! What the VMM answers on its control socket: what it knows itself, and for the rest it asks the sentry.
 
 use std::{
+    os::fd::OwnedFd,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc::Sender},
     time::{Duration, Instant},
 };
 
-use devices::control::{Handler, Reply, Request, Sentry, SignalTarget};
-use sentry_abi::counters;
+use devices::{
+    console::Streams,
+    control::{Connection, Handler, Proxy, Reply, Request, Sentry, SignalTarget},
+};
+use sentry_abi::{config::Strace, counters};
 use vmm::machine::{MachineHandle, Outcome};
+
+use super::exec;
 
 /// How long a start may take until the container's program runs.
 const START_LIMIT: Duration = Duration::from_secs(30);
+/// How long the sentry may take for what it answers at once.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 /// What becomes known about the container's process, in this order: how its program began, and how it ended.
 #[derive(Default)]
@@ -56,22 +64,71 @@ impl Progress {
 }
 
 pub struct Control {
-    id: String,
+    pub(super) id: String,
     machine: MachineHandle,
     progress: Arc<Progress>,
-    sentry: Sentry,
+    pub(super) sentry: Sentry,
+    pub(super) streams: Streams,
+    strace: Strace,
     start: Mutex<Option<Sender<()>>>,
+    /// No task of the container runs.
+    paused: Mutex<bool>,
+    pub(super) proxies: Mutex<Vec<Proxy>>,
+}
+
+/// What answers are made of.
+pub struct ControlParts {
+    pub id: String,
+    pub machine: MachineHandle,
+    pub progress: Arc<Progress>,
+    pub sentry: Sentry,
+    pub streams: Streams,
+    /// As the sandbox was configured.
+    pub strace: Strace,
+    pub start: Sender<()>,
 }
 
 impl Control {
-    pub fn new(
-        id: String,
-        machine: MachineHandle,
-        progress: Arc<Progress>,
-        sentry: Sentry,
-        start: Sender<()>,
-    ) -> Control {
-        Control { id, machine, progress, sentry, start: Mutex::new(Some(start)) }
+    pub fn new(parts: ControlParts) -> Control {
+        let ControlParts { id, machine, progress, sentry, streams, strace, start } = parts;
+        Control {
+            id,
+            machine,
+            progress,
+            sentry,
+            streams,
+            strace,
+            start: Mutex::new(Some(start)),
+            paused: Mutex::default(),
+            proxies: Mutex::default(),
+        }
+    }
+
+    pub(super) fn is_paused(&self) -> bool {
+        *self.paused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pause(&self, request: &Request, pause: bool) -> Reply {
+        let mut paused = self.paused.lock().unwrap_or_else(PoisonError::into_inner);
+        let reply = self.ask(request);
+        if reply == Reply::Done {
+            *paused = pause;
+        }
+        reply
+    }
+
+    fn strace(&self, enabled: bool) -> Reply {
+        let strace = Strace { enabled, ..self.strace.clone() };
+        match self.sentry.call(&sentry_abi::control::Request::Strace(strace), ANSWER_LIMIT) {
+            Ok(_) => Reply::Done,
+            Err(error) => Reply::error(libc::EIO, format!("{error:#}")),
+        }
+    }
+
+    /// Whether the container's process runs.
+    pub(super) fn is_running(&self) -> bool {
+        let known = self.progress.lock();
+        known.init.as_ref().is_some_and(|(errno, _)| *errno == 0) && known.status.is_none()
     }
 
     fn start(&self) -> Reply {
@@ -125,6 +182,12 @@ impl Handler for Control {
             | Request::Signal { container, .. }
             | Request::Wait { container }
             | Request::State { container }
+            | Request::Ps { container }
+            | Request::Exec { container, .. }
+            | Request::WaitProcess { container, .. }
+            | Request::Proxies { container }
+            | Request::Pause { container }
+            | Request::Resume { container }
                 if *container != self.id =>
             {
                 return Reply::error(libc::ENOENT, format!("container {container:?} is not in this sandbox"));
@@ -149,8 +212,19 @@ impl Handler for Control {
                     self.start.lock().unwrap_or_else(PoisonError::into_inner).is_none() || known.init.is_some();
                 Reply::State { started, running: started && known.status.is_none(), status: known.status }
             }
+            Request::WaitProcess { pid, .. } => exec::wait(&self.sentry, pid),
+            Request::Proxies { .. } => {
+                Reply::Proxies { proxies: self.proxies.lock().unwrap_or_else(PoisonError::into_inner).clone() }
+            }
+            Request::Pause { .. } => self.pause(&request, true),
+            Request::Resume { .. } => self.pause(&request, false),
+            Request::Strace { enabled } => self.strace(enabled),
             Request::Shutdown => self.kill(),
             other => self.ask(&other),
         }
+    }
+
+    fn exec(&self, request: Request, fds: Vec<OwnedFd>, connection: Connection) {
+        exec::serve(self, request, fds, connection);
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use devices::{
-    console::{self, ConsoleConfig, Stream},
+    console::{self, ConsoleConfig, Stream, Streams},
     control::{self, ControlConfig, Sentry},
     gofer::GoferBackend,
     virtio::{Backend as VirtioBackend, Transport},
@@ -114,6 +114,8 @@ pub struct Built {
     pub memory: Arc<GuestMemory>,
     pub progress: Arc<Progress>,
     pub sentry: Sentry,
+    /// For streams of processes that are started later.
+    pub streams: Streams,
 }
 
 /// Puts it together; nothing runs yet.
@@ -142,6 +144,7 @@ pub fn build(parts: Parts, channel: &Arc<Channel>) -> Result<Built> {
         kicks: console_events.copies()?,
         call: console_events.call.try_clone().context("eventfd")?,
     })?;
+    let streams_of_others = console.streams();
     let console_device = console_events.device(DeviceKind::Console, Box::new(console))?;
     let (backend, sentry) = control::spawn(ControlConfig {
         device_fd: device_fd()?,
@@ -169,7 +172,7 @@ pub fn build(parts: Parts, channel: &Arc<Channel>) -> Result<Built> {
             }),
         },
     )?;
-    Ok(Built { machine, memory, progress, sentry })
+    Ok(Built { machine, memory, progress, sentry, streams: streams_of_others })
 }
 
 /// Lines of the sentry in our log. Traces of system calls are asked for by a flag of their own.

@@ -1,6 +1,7 @@
 //! The VMM's process: makes the gofer, gives up what it does not need, puts the machine together and runs it.
 
 mod control;
+mod exec;
 pub mod machine;
 mod watch;
 
@@ -26,7 +27,7 @@ use crate::{
         signals,
     },
 };
-use control::Control;
+use control::{Control, ControlParts};
 use machine::{Events, Host, Parts};
 
 /// In the new process; never returns to what it was forked from.
@@ -88,6 +89,7 @@ fn run(launch: Launch, channel: &Arc<Channel>, namespaces: libc::c_int) -> Resul
         opened.push(Stream::new(fd).with_context(|| format!("descriptor {}", stream.fd))?);
     }
     config.container.process.stdio = streams.config;
+    let strace = config.strace.clone();
 
     confine::limits();
     confine::empty_root(false);
@@ -114,7 +116,15 @@ fn run(launch: Launch, channel: &Arc<Channel>, namespaces: libc::c_int) -> Resul
     handover::send(gofer.as_fd(), built.memory.device_fd())?;
     let (start, started) = mpsc::channel();
     let progress = built.progress;
-    let handler = Control::new(id, built.machine.handle(), progress.clone(), built.sentry, start.clone());
+    let handler = Control::new(ControlParts {
+        id,
+        machine: built.machine.handle(),
+        progress: progress.clone(),
+        sentry: built.sentry,
+        streams: built.streams,
+        strace,
+        start: start.clone(),
+    });
     Server::from_listener(control).spawn(Arc::new(handler))?;
     watch::spawn(channel.clone(), gofer, built.machine.handle(), start)?;
     log::debug!("sentry image sha256={}", vmm::image::SENTRY_SHA256);

@@ -2,10 +2,9 @@
 
 use std::{
     fs,
-    io::Write,
     os::{
         fd::{AsFd, OwnedFd},
-        unix::{ffi::OsStrExt, net::UnixListener},
+        unix::net::UnixListener,
     },
     path::{Path, PathBuf},
 };
@@ -18,7 +17,7 @@ use crate::{
     args,
     flags::Settings,
     platform,
-    sandbox::{self, Launch, Sandbox, stdio::Streams},
+    sandbox::{self, Launch, Sandbox, pid_file, stdio::Streams, terminal},
     spec::{
         bundle::{self, Bundle},
         mounts::HostRoot,
@@ -80,7 +79,7 @@ impl Call {
             Making { entry, record, config: plan.config, roots: &plan.roots, vcpus: plan.vcpus, streams, foreground };
         let made = make(making, settings)?;
         if let Some(path) = &self.pid_file
-            && let Err(error) = write_pid(path, made.sandbox.process.pid)
+            && let Err(error) = pid_file::write(path, made.sandbox.process.pid)
         {
             made.undo();
             return Err(error);
@@ -107,7 +106,7 @@ impl Call {
     fn streams(&self, plan: &Plan, foreground: bool) -> Result<Streams> {
         match (&self.console_socket, plan.terminal) {
             (Some(path), true) => {
-                let tty = terminal_for(path, plan.console_size)?;
+                let tty = terminal::make(path, plan.console_size)?;
                 Streams::terminal(&tty)
             }
             (Some(_), false) => bail!("--console-socket: process.terminal is false, the container has no terminal"),
@@ -197,46 +196,6 @@ fn bind(path: &Path) -> Result<UnixListener> {
     let dir: OwnedFd = fs::File::open(parent).with_context(what)?.into();
     let short = PathBuf::from(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&dir))).join(name);
     UnixListener::bind(short).with_context(what)
-}
-
-/// A new terminal: its master goes over the socket, its slave is for the container.
-fn terminal_for(socket: &Path, size: Option<(u16, u16)>) -> Result<OwnedFd> {
-    use rustix::{
-        fs::{Mode, OFlags},
-        net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},
-        pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
-    };
-    let what = || format!("--console-socket {}", socket.display());
-    let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).context("make a terminal")?;
-    grantpt(&master).context("grant the terminal")?;
-    unlockpt(&master).context("unlock the terminal")?;
-    let name = ptsname(&master, Vec::new()).context("name of the terminal")?;
-    let slave = rustix::fs::open(&name, OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC, Mode::empty())
-        .context("open the terminal")?;
-    if let Some((rows, columns)) = size {
-        let size = rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-        rustix::termios::tcsetwinsize(&slave, size).context("size of the terminal")?;
-    }
-    let stream = std::os::unix::net::UnixStream::connect(socket).with_context(what)?;
-    let fds = [std::os::fd::AsFd::as_fd(&master)];
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    control.push(SendAncillaryMessage::ScmRights(&fds));
-    let bytes = name.to_bytes();
-    sendmsg(&stream, &[std::io::IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL).with_context(what)?;
-    Ok(slave)
-}
-
-/// Written under another name and renamed: callers read it as soon as it is there.
-fn write_pid(path: &Path, pid: i32) -> Result<()> {
-    let what = || format!("--pid-file {}", path.display());
-    let Some(name) = path.file_name() else { bail!("{}: not a path of a file", what()) };
-    let mut temporary = b".".to_vec();
-    temporary.extend_from_slice(name.as_bytes());
-    let temporary = path.with_file_name(std::ffi::OsStr::from_bytes(&temporary));
-    let mut file = fs::File::create(&temporary).with_context(what)?;
-    file.write_all(pid.to_string().as_bytes()).with_context(what)?;
-    fs::rename(&temporary, path).with_context(what)
 }
 
 /// Writes to it stay in memory, and with them the mount points that the sandbox makes.

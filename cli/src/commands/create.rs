@@ -32,14 +32,7 @@ pub fn start(settings: &Settings, matches: &ArgMatches) -> Result<i32> {
         status => bail!("cannot start container {id}: it is {}", status.name()),
     }
     let mut client = Client::connect(&entry.control_socket())?;
-    if let Err(error) = client.start(&id) {
-        // The sandbox has said what is wrong; its errno comes with it.
-        let errno = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
-        return match errno {
-            Some(errno) => Err(InitError::new(errno, error.to_string()).into()),
-            None => Err(error),
-        };
-    }
+    client.start(&id).map_err(InitError::from_control)?;
     record.started = true;
     entry.save(&record)?;
     Ok(0)

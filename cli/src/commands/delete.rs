@@ -52,8 +52,8 @@ pub fn delete(store: &Store, id: &str, force: bool) -> Result<()> {
         }
         bail!("container {id} does not exist");
     };
-    if !force && record.status() == Status::Running {
-        bail!("cannot delete container {id} that is not stopped: running");
+    if !force && matches!(record.status(), Status::Running | Status::Paused) {
+        bail!("cannot delete container {id} that is not stopped: {}", record.status().name());
     }
     if let Some(process) = record.process
         && process.kill().with_context(|| format!("container {id}"))?

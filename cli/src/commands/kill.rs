@@ -28,7 +28,7 @@ pub fn run(settings: &Settings, matches: &ArgMatches) -> Result<i32> {
     let store = Store::new(&settings.root);
     let record = store.read(&id)?;
     match record.status() {
-        Status::Running | Status::Created => {}
+        Status::Running | Status::Created | Status::Paused => {}
         // Engines kill all that may be left of a container that has ended; nothing is.
         Status::Stopped if target == SignalTarget::All => return Ok(0),
         status => bail!("cannot kill container {id}: container not running (it is {})", status.name()),

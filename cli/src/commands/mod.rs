@@ -4,10 +4,13 @@ mod container;
 mod create;
 mod delete;
 mod r#do;
+mod exec;
 mod flags;
 mod help;
 mod kill;
 mod list;
+mod pause;
+mod ps;
 mod run;
 mod spec;
 mod state;
@@ -25,10 +28,14 @@ pub fn dispatch(name: &str, settings: Settings, matches: &ArgMatches) -> Result<
         "create" => create::create(settings, matches),
         "delete" => delete::run(&settings, matches),
         "do" => r#do::run(settings, matches),
+        "exec" => exec::run(settings, matches),
         "flags" => flags::run(&settings),
         "help" => help::run(matches),
         "kill" => kill::run(&settings, matches),
         "list" => list::run(&settings, matches),
+        "pause" => pause::pause(&settings, matches),
+        "ps" => ps::run(&settings, matches),
+        "resume" => pause::resume(&settings, matches),
         "run" => run::run(settings, matches),
         "spec" => spec::run(matches),
         "start" => create::start(&settings, matches),

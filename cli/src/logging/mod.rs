@@ -17,7 +17,7 @@ use log::{Level, LevelFilter, Metadata, Record};
 
 use crate::flags::{Settings, settings::Format};
 
-pub use time::rfc3339_now;
+pub use time::{clock, rfc3339_now};
 
 /// Longest message that is written; what the sandbox sends is no longer than this.
 const MAX_MESSAGE: usize = 64 << 10;

@@ -45,6 +45,12 @@ pub fn rfc3339_now() -> String {
     rfc3339(SystemTime::now())
 }
 
+/// Hour and minute of a time in ns since the epoch.
+pub fn clock(nanoseconds: u64) -> String {
+    let c = civil(UNIX_EPOCH + std::time::Duration::from_nanos(nanoseconds));
+    format!("{:02}:{:02}", c.hour, c.minute)
+}
+
 /// As in names of log files: 20060102-150405.000000.
 pub fn file_timestamp() -> String {
     let c = civil(SystemTime::now());

@@ -10,9 +10,12 @@ pub mod channel;
 pub mod confine;
 pub mod handover;
 pub mod mount_points;
+pub mod pid_file;
 pub mod process;
+pub mod proxy;
 pub mod signals;
 pub mod stdio;
+pub mod terminal;
 
 use std::{fs::File, os::unix::net::UnixListener, path::PathBuf};
 
@@ -85,6 +88,14 @@ impl std::error::Error for InitError {}
 impl InitError {
     pub fn new(errno: i32, message: String) -> InitError {
         InitError { errno, message }
+    }
+
+    /// An error reply of the control socket: the sandbox has said what is wrong, and its errno comes with it.
+    pub fn from_control(error: anyhow::Error) -> anyhow::Error {
+        match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error) {
+            Some(errno) => InitError::new(errno, error.to_string()).into(),
+            None => error,
+        }
     }
 }
 
@@ -235,7 +246,7 @@ impl Sandbox {
         let send = || -> Result<()> {
             let mut client = Client::connect(&self.control_path)?;
             if signal == libc::SIGWINCH as u32 && self.terminal {
-                client.window_changed()
+                client.window_changed(1)
             } else {
                 client.signal(&self.id, target, signal)
             }

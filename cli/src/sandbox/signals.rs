@@ -84,6 +84,19 @@ pub fn reset() {
     let _ = rustix::process::setsid();
 }
 
+/// Ends this process by a signal, if its default action does that.
+pub fn raise(signal: i32) {
+    // SAFETY: plain values and pointers to an initialised set; the default action installs no code.
+    unsafe {
+        libc::signal(signal, libc::SIG_DFL);
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, signal);
+        libc::sigprocmask(libc::SIG_UNBLOCK, &set, std::ptr::null_mut());
+        libc::kill(libc::getpid(), signal);
+    }
+}
+
 /// A signal by number or name, with or without SIG.
 pub fn parse(text: &str) -> Result<u32> {
     const NAMES: &[(&str, i32)] = &[

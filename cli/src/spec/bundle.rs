@@ -32,7 +32,7 @@ pub fn load(dir: &Path) -> Result<Bundle> {
     Ok(Bundle { dir, spec, warnings })
 }
 
-fn read_bounded(path: &Path) -> Result<Vec<u8>> {
+pub(super) fn read_bounded(path: &Path) -> Result<Vec<u8>> {
     let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
     let meta = file.metadata().with_context(|| format!("stat {}", path.display()))?;
     if !meta.is_file() {

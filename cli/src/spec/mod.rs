@@ -3,5 +3,6 @@ pub mod bundle;
 mod fields;
 pub mod mounts;
 pub mod names;
+pub mod process;
 pub mod template;
 pub mod translate;

@@ -127,11 +127,14 @@ pub fn plan(id: &str, bundle: &Bundle, settings: &Settings) -> Result<Plan> {
         roots: mounts.roots,
         vcpus,
         terminal: process.terminal().unwrap_or(false),
-        console_size: process
-            .console_size()
-            .and_then(|b| Some((u16::try_from(b.height()).ok()?, u16::try_from(b.width()).ok()?))),
+        console_size: console_size(process),
         warnings,
     })
+}
+
+/// Rows and columns that the process's terminal starts with.
+pub fn console_size(process: &Process) -> Option<(u16, u16)> {
+    process.console_size().and_then(|b| Some((u16::try_from(b.height()).ok()?, u16::try_from(b.width()).ok()?)))
 }
 
 fn name(value: &Option<String>, field: &str) -> Result<String> {

@@ -24,6 +24,7 @@ pub enum Status {
     Creating,
     Created,
     Running,
+    Paused,
     Stopped,
 }
 
@@ -33,6 +34,7 @@ impl Status {
             Status::Creating => "creating",
             Status::Created => "created",
             Status::Running => "running",
+            Status::Paused => "paused",
             Status::Stopped => "stopped",
         }
     }
@@ -56,6 +58,8 @@ pub struct Record {
     #[serde(default)]
     pub started: bool,
     #[serde(default)]
+    pub paused: bool,
+    #[serde(default)]
     pub platform: String,
 }
 
@@ -71,6 +75,7 @@ impl Record {
             annotations: BTreeMap::new(),
             process: None,
             started: false,
+            paused: false,
             platform: String::new(),
         }
     }
@@ -79,6 +84,7 @@ impl Record {
         match self.process {
             None => Status::Creating,
             Some(process) if !process.alive() => Status::Stopped,
+            Some(_) if self.paused => Status::Paused,
             Some(_) if self.started => Status::Running,
             Some(_) => Status::Created,
         }

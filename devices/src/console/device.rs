@@ -2,7 +2,10 @@
 
 use std::{
     os::fd::{AsFd, OwnedFd},
-    sync::mpsc::{Receiver, Sender, channel},
+    sync::{
+        Arc, Weak,
+        mpsc::{Receiver, Sender, channel},
+    },
 };
 
 use anyhow::{Context, Result};
@@ -26,6 +29,8 @@ use crate::virtio::{
 const QUEUE_SIZES: [u16; 2] = [REQUEST_QUEUE_SIZE, sentry_abi::console::EVENT_QUEUE_SIZE];
 /// Requests served before streams are looked at again.
 const BATCH: usize = 64;
+/// Streams there may be at a time.
+const MAX_STREAMS: usize = 8192;
 
 pub struct ConsoleConfig {
     /// By the index that the container's configuration names.
@@ -40,18 +45,48 @@ pub struct ConsoleConfig {
 enum Message {
     Activate(Vec<QueueSetup>, u64),
     Reset,
+    /// New streams; their indices, or the streams back when there is no room.
+    Add(Vec<Stream>, Sender<Option<Vec<u32>>>),
+    Remove(Vec<u32>),
+}
+
+/// Adds streams to a running device; cheap to clone.
+#[derive(Clone)]
+pub struct Streams {
+    messages: Sender<Message>,
+    wake: Arc<EventFd>,
+}
+
+impl Streams {
+    fn send(&self, message: Message) -> Result<()> {
+        self.messages.send(message).ok().context("the console thread has ended")?;
+        self.wake.write(1).context("waking the console thread")
+    }
+
+    /// The indices that the sentry names them by.
+    pub fn add(&self, streams: Vec<Stream>) -> Result<Vec<u32>> {
+        let (answer, answered) = channel();
+        self.send(Message::Add(streams, answer))?;
+        answered.recv().context("the console thread has ended")?.context("the sandbox has too many streams")
+    }
+
+    /// Takes back what the sentry was not told about.
+    pub fn remove(&self, indices: Vec<u32>) {
+        // A thread that has ended has no streams.
+        let _ = self.send(Message::Remove(indices));
+    }
 }
 
 /// What stands behind the register page: passes the queues to the device's thread.
 pub struct ConsoleBackend {
-    messages: Sender<Message>,
-    wake: EventFd,
+    thread: Streams,
+    /// Dropped with the backend, which ends the thread.
+    _alive: Arc<()>,
 }
 
 impl ConsoleBackend {
-    fn send(&self, message: Message) -> Result<()> {
-        self.messages.send(message).ok().context("the console thread has ended")?;
-        self.wake.write(1).context("waking the console thread")
+    pub fn streams(&self) -> Streams {
+        self.thread.clone()
     }
 }
 
@@ -65,12 +100,12 @@ impl Backend for ConsoleBackend {
     }
 
     fn activate(&mut self, queues: &[QueueSetup], features: u64) -> Result<()> {
-        self.send(Message::Activate(queues.to_vec(), features))
+        self.thread.send(Message::Activate(queues.to_vec(), features))
     }
 
     fn reset(&mut self) {
         // A thread that has ended serves no queue either.
-        let _ = self.send(Message::Reset);
+        let _ = self.thread.send(Message::Reset);
     }
 }
 
@@ -79,12 +114,14 @@ pub fn spawn(config: ConsoleConfig) -> Result<ConsoleBackend> {
     let streams = config.streams.into_iter().map(Some).collect();
     let memory = device_memory(config.device_fd.as_fd())?;
     let (messages, receiver) = channel();
-    let wake = EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC).context("eventfd")?;
+    let wake = Arc::new(EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC).context("eventfd")?);
+    let alive = Arc::new(());
     let mut device = Device {
         memory,
         streams,
         messages: receiver,
-        wake: wake.try_clone().context("eventfd")?,
+        backend: Arc::downgrade(&alive),
+        wake: wake.clone(),
         kicks: config.kicks,
         call: config.call,
         queues: None,
@@ -99,13 +136,14 @@ pub fn spawn(config: ConsoleConfig) -> Result<ConsoleBackend> {
             }
         })
         .context("console thread")?;
-    Ok(ConsoleBackend { messages, wake })
+    Ok(ConsoleBackend { thread: Streams { messages, wake }, _alive: alive })
 }
 
 impl Drop for ConsoleBackend {
     fn drop(&mut self) {
-        // So that the thread sees its sender gone. Only a full counter could fail, and then it is awake.
-        let _ = self.wake.write(1);
+        self._alive = Arc::default();
+        // So that the thread sees its owner gone. Only a full counter could fail, and then it is awake.
+        let _ = self.thread.wake.write(1);
     }
 }
 
@@ -113,7 +151,8 @@ struct Device {
     memory: DeviceMemory,
     streams: Vec<Option<Stream>>,
     messages: Receiver<Message>,
-    wake: EventFd,
+    backend: Weak<()>,
+    wake: Arc<EventFd>,
     kicks: [EventFd; 2],
     call: EventFd,
     /// Requests and events.
@@ -191,7 +230,7 @@ impl Device {
         }
         let fired = fds.iter().map(|fd| fd.revents()).collect::<Vec<_>>();
         drop(fds);
-        let events = [&self.wake, &self.kicks[0], &self.kicks[1]];
+        let events = [&*self.wake, &self.kicks[0], &self.kicks[1]];
         for (event, revents) in events.into_iter().zip(&fired[..fixed]) {
             if !revents.is_empty() {
                 // Empty when it was ours: nothing to do.
@@ -210,10 +249,39 @@ impl Device {
             match self.messages.try_recv() {
                 Ok(Message::Activate(setups, features)) => self.activate(&setups, features),
                 Ok(Message::Reset) => self.queues = None,
-                Err(std::sync::mpsc::TryRecvError::Empty) => return Ok(true),
-                Err(std::sync::mpsc::TryRecvError::Disconnected) => return Ok(false),
+                // Who asked may have given up.
+                Ok(Message::Add(streams, answer)) => drop(answer.send(self.add(streams))),
+                Ok(Message::Remove(indices)) => {
+                    for index in indices {
+                        if let Some(slot) = self.streams.get_mut(index as usize) {
+                            *slot = None;
+                        }
+                    }
+                }
+                Err(_) => return Ok(self.backend.strong_count() > 0),
             }
         }
+    }
+
+    /// None when there are too many.
+    fn add(&mut self, new: Vec<Stream>) -> Option<Vec<u32>> {
+        let used = self.streams.iter().flatten().count();
+        if used + new.len() > MAX_STREAMS {
+            return None;
+        }
+        let mut free = 0;
+        let mut indices = Vec::with_capacity(new.len());
+        for stream in new {
+            while self.streams.get(free).is_some_and(Option::is_some) {
+                free += 1;
+            }
+            match self.streams.get_mut(free) {
+                Some(slot) => *slot = Some(stream),
+                None => self.streams.push(Some(stream)),
+            }
+            indices.push(free as u32);
+        }
+        Some(indices)
     }
 
     fn activate(&mut self, setups: &[QueueSetup], features: u64) {

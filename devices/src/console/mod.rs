@@ -14,5 +14,5 @@ mod device;
 mod ioctl;
 mod stream;
 
-pub use device::{ConsoleBackend, ConsoleConfig, spawn};
-pub use stream::Stream;
+pub use device::{ConsoleBackend, ConsoleConfig, Streams, spawn};
+pub use stream::{Prepared, Stream, prepare};

@@ -8,6 +8,7 @@ use rustix::{
     io::Errno,
 };
 use sentry_abi::console;
+use serde::{Deserialize, Serialize};
 
 use crate::virtio::Chain;
 
@@ -35,7 +36,36 @@ pub struct Stream {
     pub pending: PollFlags,
 }
 
+/// What is known of a descriptor that has been made ready for a [`Stream`] by another process.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Prepared {
+    /// The description is non-blocking and nobody else's.
+    pub private: bool,
+    /// What F_GETFL said of the one it was made from.
+    pub flags: u32,
+}
+
+/// Prepares a descriptor for a sandbox that runs already and cannot open anything. Needs what [`Stream::new`] needs.
+pub fn prepare(fd: OwnedFd) -> Result<(OwnedFd, Prepared), Errno> {
+    let Stream { fd, kind, flags, .. } = Stream::new(fd)?;
+    Ok((fd, Prepared { private: kind == Kind::Private, flags: flags.bits() }))
+}
+
 impl Stream {
+    /// Needs nothing but the descriptor.
+    pub fn prepared(fd: OwnedFd, how: Prepared) -> Result<Stream, Errno> {
+        let stat = rustix::fs::fstat(&fd)?;
+        let kind = match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile | FileType::Directory | FileType::BlockDevice => Kind::Plain,
+            FileType::Socket => Kind::Socket,
+            FileType::CharacterDevice if libc::major(stat.st_rdev) == 1 => Kind::Plain,
+            _ if how.private && rustix::fs::fcntl_getfl(&fd)?.contains(OFlags::NONBLOCK) => Kind::Private,
+            _ => Kind::Shared,
+        };
+        let flags = OFlags::from_bits_retain(how.flags);
+        Ok(Stream { fd, kind, flags, interest: PollFlags::empty(), pending: PollFlags::empty() })
+    }
+
     /// Needs /proc/self/fd, and the right to open what `fd` is.
     pub fn new(fd: OwnedFd) -> Result<Stream, Errno> {
         let stat = rustix::fs::fstat(&fd)?;

@@ -3,7 +3,7 @@
 use std::{
     io,
     os::{
-        fd::{AsFd, AsRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
     },
     path::Path,
@@ -13,11 +13,22 @@ use anyhow::{Context, Result, bail};
 use rustix::fs::{Mode, OFlags};
 use sentry_abi::control::Process;
 
-use super::protocol::{PROTOCOL_VERSION, Reply, Request, SignalTarget, receive, send};
+use super::{
+    protocol::{PROTOCOL_VERSION, Proxy, Reply, Request, SignalTarget, frame, receive, send},
+    socket,
+};
 
 /// A connection to a sandbox. Requests are answered one after another.
 pub struct Client {
     stream: UnixStream,
+    /// What both sides speak.
+    version: u32,
+}
+
+impl AsFd for Client {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.stream.as_fd()
+    }
 }
 
 /// A path to `path` that fits a socket address, and the directory descriptor it goes through.
@@ -43,16 +54,45 @@ impl Client {
 
     /// Speaks over a stream that is already connected.
     pub fn from_stream(stream: UnixStream) -> Result<Client> {
-        let mut client = Client { stream };
+        let mut client = Client { stream, version: 1 };
         match client.call(&Request::Hello { version: PROTOCOL_VERSION })? {
-            Reply::Hello { version } if version >= 1 => Ok(client),
+            Reply::Hello { version } if version >= 1 => {
+                client.version = version;
+                Ok(client)
+            }
             other => bail!("the sandbox does not speak this control protocol: {other:?}"),
         }
     }
 
     /// Sends a request and waits for its reply; an error reply is an `Err` with its message.
     pub fn call(&mut self, request: &Request) -> Result<Reply> {
-        send(&mut self.stream, request).context("sending to the sandbox")?;
+        self.send(request)?;
+        self.receive()
+    }
+
+    /// Refuses what the sandbox would not understand.
+    fn check(&self, request: &Request) -> Result<()> {
+        if request.since() > self.version {
+            bail!("the sandbox was started by an older runsc, which cannot do this");
+        }
+        Ok(())
+    }
+
+    /// As [`Client::call`], with descriptors.
+    pub fn call_with(&mut self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<Reply> {
+        self.check(request)?;
+        let what = "sending to the sandbox";
+        socket::write_with(&mut self.stream, &frame(request).context(what)?, fds).context(what)?;
+        self.receive()
+    }
+
+    /// Sends a request whose reply is taken by [`Client::receive`].
+    pub fn send(&mut self, request: &Request) -> Result<()> {
+        self.check(request)?;
+        send(&mut self.stream, request).context("sending to the sandbox")
+    }
+
+    pub fn receive(&mut self) -> Result<Reply> {
         match receive(&mut self.stream).context("receiving from the sandbox")? {
             Some(Reply::Error { errno, message }) => {
                 Err(anyhow::Error::new(io::Error::from_raw_os_error(errno)).context(message))
@@ -99,8 +139,35 @@ impl Client {
         }
     }
 
-    pub fn window_changed(&mut self) -> Result<()> {
-        self.done(&Request::WindowChanged)
+    pub fn window_changed(&mut self, pid: i32) -> Result<()> {
+        self.done(&Request::WindowChanged { pid })
+    }
+
+    /// The wait status of one process, as wait(2) encodes it.
+    pub fn wait_process(&mut self, container: &str, pid: i32) -> Result<i32> {
+        match self.call(&Request::WaitProcess { container: container.into(), pid })? {
+            Reply::Exited { status } => Ok(status),
+            other => bail!("unexpected reply to wait: {other:?}"),
+        }
+    }
+
+    pub fn proxies(&mut self, container: &str) -> Result<Vec<Proxy>> {
+        match self.call(&Request::Proxies { container: container.into() })? {
+            Reply::Proxies { proxies } => Ok(proxies),
+            other => bail!("unexpected reply to proxies: {other:?}"),
+        }
+    }
+
+    pub fn pause(&mut self, container: &str) -> Result<()> {
+        self.done(&Request::Pause { container: container.into() })
+    }
+
+    pub fn resume(&mut self, container: &str) -> Result<()> {
+        self.done(&Request::Resume { container: container.into() })
+    }
+
+    pub fn strace(&mut self, enabled: bool) -> Result<()> {
+        self.done(&Request::Strace { enabled })
     }
 
     pub fn shutdown(&mut self) -> Result<()> {

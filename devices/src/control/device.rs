@@ -80,12 +80,21 @@ pub fn spawn(config: ControlConfig) -> Result<(ControlBackend, Sentry)> {
 impl Sentry {
     /// Sends `request` and waits at most `limit` for the reply, which is also the limit for a sentry that has not started.
     pub fn call(&self, request: &Request, limit: Duration) -> Result<Reply> {
+        self.request(request, Some(limit))
+    }
+
+    /// Waits for the end of process `pid`; its wait status.
+    pub fn wait(&self, pid: i32) -> Result<Reply> {
+        self.request(&Request::Wait { pid }, None)
+    }
+
+    fn request(&self, request: &Request, limit: Option<Duration>) -> Result<Reply> {
         let shared = &*self.0;
         let body = postcard::to_allocvec(request).context("encoding")?;
         if body.len() + size_of::<Header>() > BUFFER {
             bail!("control request of {} bytes", body.len());
         }
-        let deadline = Instant::now() + limit;
+        let deadline = limit.map(|limit| Instant::now() + limit);
         let mut state = shared.lock();
         state.next_id += 1;
         let id = state.next_id;
@@ -121,7 +130,7 @@ impl Sentry {
 }
 
 impl Sentry {
-    /// Answers what only the sentry can: `Signal`, `Ps`, `Counters`, `Stacks`, `WindowChanged`. None for the rest.
+    /// Answers what only the sentry can and answers at once. None for the rest.
     pub fn answer(&self, request: &super::Request) -> Option<super::Reply> {
         use super::{Reply as Out, Request as In};
         let limit = Duration::from_secs(10);
@@ -132,7 +141,9 @@ impl Sentry {
             In::Ps { container } => Request::Ps { container: container.clone() },
             In::Counters => Request::Counters,
             In::Stacks => Request::Stacks,
-            In::WindowChanged => Request::WindowChanged,
+            In::WindowChanged { pid } => Request::WindowChanged { pid: *pid },
+            In::Pause { .. } => Request::Pause,
+            In::Resume { .. } => Request::Resume,
             _ => return None,
         };
         Some(match self.call(&asked, limit) {
@@ -146,6 +157,7 @@ impl Sentry {
                 Out::Counters { counters: names.zip(values).collect() }
             }
             Ok(Reply::Stacks(text)) => Out::Stacks { text },
+            Ok(other) => Out::error(libc::EPROTO, format!("the sentry answers {other:?}")),
             Err(error) => Out::error(libc::EIO, format!("{error:#}")),
         })
     }
@@ -157,7 +169,10 @@ impl Shared {
     }
 
     /// Waits for a change; none when the time is up.
-    fn wait<'a>(&self, state: MutexGuard<'a, State>, deadline: Instant) -> Option<MutexGuard<'a, State>> {
+    fn wait<'a>(&self, state: MutexGuard<'a, State>, deadline: Option<Instant>) -> Option<MutexGuard<'a, State>> {
+        let Some(deadline) = deadline else {
+            return Some(self.changed.wait(state).unwrap_or_else(PoisonError::into_inner));
+        };
         let left = deadline.checked_duration_since(Instant::now())?;
         Some(self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0)
     }

@@ -9,8 +9,9 @@ mod client;
 mod device;
 mod protocol;
 mod server;
+mod socket;
 
 pub use client::Client;
 pub use device::{ControlBackend, ControlConfig, Sentry, spawn};
-pub use protocol::{PROTOCOL_VERSION, Reply, Request, SignalTarget};
-pub use server::{Handler, Server};
+pub use protocol::{PROTOCOL_VERSION, Proxy, Reply, Request, SignalTarget};
+pub use server::{Connection, Handler, Server};

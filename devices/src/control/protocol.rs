@@ -2,11 +2,16 @@
 
 use std::io::{self, Read, Write};
 
-use sentry_abi::control::{Process, Target};
+use sentry_abi::{
+    config::ProcessConfig,
+    control::{Process, Target},
+};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::console::Prepared;
+
 /// Incremented when an old peer would misunderstand a message. Both sides name theirs; the lower one is spoken.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// Largest message, bytes.
 const MAX_MESSAGE: u32 = 4 << 20;
@@ -39,10 +44,64 @@ pub enum Request {
     },
     Counters,
     Stacks,
-    /// The host terminal's size has changed.
-    WindowChanged,
+    /// The size of the host terminal of process `pid`'s session has changed.
+    WindowChanged {
+        #[serde(default = "init")]
+        pid: i32,
+    },
+    /// Starts a process in the container; since version 2. Its descriptors come with the message as SCM_RIGHTS, in the order
+    /// of `process.stdio`, made ready as `streams` says. Answered with `Started`, and with `Exited` when it has ended. Until
+    /// then the connection stands for the process: its end is that of the process.
+    Exec {
+        container: String,
+        process: Box<ProcessConfig>,
+        streams: Vec<Prepared>,
+        /// The process of the host that stands for it.
+        proxy: i32,
+    },
+    /// Answered when process `pid` of the container has ended; since version 2.
+    WaitProcess {
+        container: String,
+        pid: i32,
+    },
+    /// Processes of the host that stand for processes of the container; since version 2.
+    Proxies {
+        container: String,
+    },
+    /// No process of the container runs from the answer on; since version 2.
+    Pause {
+        container: String,
+    },
+    Resume {
+        container: String,
+    },
+    /// Traces system calls in the log, or stops that; since version 2.
+    Strace {
+        enabled: bool,
+    },
     /// Ends the sandbox and everything in it.
     Shutdown,
+}
+
+impl Request {
+    /// The version of the protocol that has it.
+    pub fn since(&self) -> u32 {
+        match self {
+            Request::Exec { .. }
+            | Request::WaitProcess { .. }
+            | Request::Proxies { .. }
+            | Request::Pause { .. }
+            | Request::Resume { .. }
+            | Request::Strace { .. }
+            | Request::Signal { target: SignalTarget::ForegroundOf(_), .. } => 2,
+            _ => 1,
+        }
+    }
+}
+
+/// The container's first process.
+fn init() -> i32 {
+    1
 }
 
 /// As [`sentry_abi::control::Target`], in JSON.
@@ -51,7 +110,10 @@ pub enum Request {
 pub enum SignalTarget {
     Init,
     Pid(i32),
+    /// Of the container's terminal.
     Foreground,
+    /// Of the terminal of process `pid`'s session; since version 2.
+    ForegroundOf(i32),
     All,
 }
 
@@ -60,7 +122,8 @@ impl From<SignalTarget> for Target {
         match target {
             SignalTarget::Init => Target::Init,
             SignalTarget::Pid(pid) => Target::Pid(pid),
-            SignalTarget::Foreground => Target::Foreground,
+            SignalTarget::Foreground => Target::Foreground(init()),
+            SignalTarget::ForegroundOf(pid) => Target::Foreground(pid),
             SignalTarget::All => Target::All,
         }
     }
@@ -99,6 +162,21 @@ pub enum Reply {
     Stacks {
         text: String,
     },
+    Started {
+        pid: i32,
+    },
+    Proxies {
+        proxies: Vec<Proxy>,
+    },
+}
+
+/// A process of the host that stands for a process of the container.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Proxy {
+    /// As the host sees it.
+    pub host: i32,
+    /// As the container sees it.
+    pub pid: i32,
 }
 
 impl Reply {
@@ -108,13 +186,18 @@ impl Reply {
 }
 
 pub(super) fn send<T: Serialize>(stream: &mut impl Write, message: &T) -> io::Result<()> {
+    stream.write_all(&frame(message)?)
+}
+
+/// A message as it goes over the stream.
+pub(super) fn frame<T: Serialize>(message: &T) -> io::Result<Vec<u8>> {
     let body = serde_json::to_vec(message)?;
     let len = u32::try_from(body.len()).ok().filter(|len| *len <= MAX_MESSAGE);
     let len = len.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "control message too long"))?;
     let mut frame = Vec::with_capacity(body.len() + 4);
     frame.extend_from_slice(&len.to_le_bytes());
     frame.extend_from_slice(&body);
-    stream.write_all(&frame)
+    Ok(frame)
 }
 
 /// The next message; `None` at a clean end of the stream.

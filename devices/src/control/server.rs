@@ -2,7 +2,7 @@
 
 use std::{
     os::{
-        fd::AsRawFd,
+        fd::{AsRawFd, OwnedFd},
         unix::net::{UnixListener, UnixStream},
     },
     path::Path,
@@ -17,14 +17,44 @@ use anyhow::{Context, Result};
 use super::{
     client::short_path,
     protocol::{PROTOCOL_VERSION, Reply, Request, receive, send},
+    socket::Collector,
 };
 
 /// Connections served at a time; each has a thread.
-const MAX_CONNECTIONS: usize = 64;
+const MAX_CONNECTIONS: usize = 1024;
 
 /// What answers requests. Called from several threads; `Wait` may block its caller.
 pub trait Handler: Send + Sync {
     fn handle(&self, request: Request) -> Reply;
+
+    /// Starts a process that `connection` stands for, and serves the connection to its end.
+    fn exec(&self, request: Request, fds: Vec<OwnedFd>, connection: Connection);
+}
+
+/// A connection that has been greeted. Replies may be sent by one thread while another one receives.
+pub struct Connection {
+    stream: UnixStream,
+}
+
+impl Connection {
+    /// The next request; none at the end of the stream.
+    pub fn receive(&mut self) -> std::io::Result<Option<Request>> {
+        receive(&mut self.stream)
+    }
+
+    pub fn send(&mut self, reply: &Reply) -> std::io::Result<()> {
+        send(&mut self.stream, reply)
+    }
+
+    pub fn try_clone(&self) -> std::io::Result<Connection> {
+        Ok(Connection { stream: self.stream.try_clone()? })
+    }
+
+    /// Ends the stream in both directions, also for copies.
+    pub fn end(&self) {
+        // It may have ended before.
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+    }
 }
 
 pub struct Server {
@@ -114,22 +144,30 @@ fn peer_user(stream: &UnixStream) -> std::io::Result<u32> {
 
 fn serve(mut stream: UnixStream, handler: &dyn Handler) -> std::io::Result<()> {
     let mut greeted = false;
-    while let Some(request) = receive(&mut stream)? {
+    loop {
+        let mut collector = Collector { stream: &stream, fds: Vec::new() };
+        let Some(request) = receive(&mut collector)? else { return Ok(()) };
+        let fds = collector.fds;
         let reply = match request {
             Request::Hello { version } => {
                 greeted = true;
                 Reply::Hello { version: version.min(PROTOCOL_VERSION) }
             }
             _ if !greeted => Reply::error(libc::EPROTO, "the first control request must be hello"),
+            request @ Request::Exec { .. } => {
+                handler.exec(request, fds, Connection { stream });
+                return Ok(());
+            }
             request => handler.handle(request),
         };
         send(&mut stream, &reply)?;
     }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use super::{super::Client, *};
 
     struct Fake;
@@ -141,6 +179,25 @@ mod tests {
                 _ => Reply::Done,
             }
         }
+
+        fn exec(&self, request: Request, fds: Vec<OwnedFd>, mut connection: Connection) {
+            let Request::Exec { streams, .. } = request else { panic!("{request:?}") };
+            connection.send(&Reply::Started { pid: (fds.len() * 10 + streams.len()) as i32 }).unwrap();
+            assert!(connection.receive().unwrap().is_none());
+        }
+    }
+
+    #[test]
+    fn descriptors_come_with_an_exec() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let server = std::thread::spawn(move || serve(theirs, &Fake));
+        let mut client = Client::from_stream(ours).unwrap();
+        let file = rustix::fs::memfd_create("stream", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let fds = vec![file.as_fd(); 3];
+        let request = Request::Exec { container: "c".into(), process: Box::default(), streams: Vec::new(), proxy: 1 };
+        assert_eq!(client.call_with(&request, &fds).unwrap(), Reply::Started { pid: 30 });
+        drop(client);
+        server.join().unwrap().unwrap();
     }
 
     #[test]

@@ -42,6 +42,7 @@ pub struct ContainerConfig {
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(default)]
 pub struct ProcessConfig {
     /// Path is searched in PATH of `env` when it holds no slash. Bytes: not every argument is UTF-8.
     pub args: Vec<Vec<u8>>,
@@ -80,7 +81,7 @@ pub struct Rlimit {
 }
 
 /// One of the container's inherited descriptors: what fstat(2) and fcntl(2) said on the host.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Stdio {
     /// Index in the console device.
     pub index: u32,

@@ -7,9 +7,11 @@ use alloc::{string::String, vec::Vec};
 use serde::{Deserialize, Serialize};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::config::{ProcessConfig, Strace};
+
 pub const QUEUE_SIZE: u16 = 16;
 /// Bytes of a request or reply buffer, header included.
-pub const BUFFER: usize = 64 << 10;
+pub const BUFFER: usize = 256 << 10;
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, KnownLayout, Immutable)]
@@ -35,8 +37,23 @@ pub enum Request {
     Counters,
     /// Stacks and registers of all tasks, as text.
     Stacks,
-    /// The host terminal's size has changed.
-    WindowChanged,
+    /// The size of the host terminal of process `pid`'s session has changed.
+    WindowChanged {
+        pid: i32,
+    },
+    /// Starts a process beside init, which belongs to the host: answered with [`Reply::Started`] or [`Reply::Failed`] when
+    /// its program has begun or cannot. Its streams are the sentry's to close unless the answer is [`Reply::Error`].
+    Exec {
+        process: ProcessConfig,
+    },
+    /// Answered with [`Reply::Exited`] when process `pid` has ended. One that the host has started exists until then.
+    Wait {
+        pid: i32,
+    },
+    /// No task runs user code from the reply on, until [`Request::Resume`].
+    Pause,
+    Resume,
+    Strace(Strace),
 }
 
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, PartialEq, Eq)]
@@ -45,8 +62,8 @@ pub enum Target {
     Init,
     /// Process `pid` in the container.
     Pid(i32),
-    /// The foreground process group of the container's terminal; init when it has none.
-    Foreground,
+    /// The foreground process group of the terminal that controls process `pid`'s session; the process when it has none.
+    Foreground(i32),
     /// Every process of the container.
     All,
 }
@@ -59,6 +76,16 @@ pub enum Reply {
     Ps(Vec<Process>),
     Counters(Vec<u64>),
     Stacks(String),
+    Started {
+        pid: i32,
+    },
+    /// A positive errno and what failed, in words that engines look for.
+    Failed {
+        errno: i32,
+        message: String,
+    },
+    /// A wait status.
+    Exited(u32),
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]

@@ -245,6 +245,11 @@ impl Stream {
 
     /// The last user here is gone: the host's side is closed, so that a reader there sees the end.
     pub fn close(&self) {
+        if let Some(console) = CONSOLE.get() {
+            // Before the host hears of it: then the number may be given to another stream.
+            let gone = console.ready.lock().remove(&self.index);
+            drop(gone);
+        }
         // A stream that the host does not know needs no closing.
         let _ = self.simple(self.request(Op::Close));
     }

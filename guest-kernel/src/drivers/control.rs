@@ -1,9 +1,9 @@
 //! Control device: takes the VMM's requests and sends the replies.
 //!
-//! Requests arrive in an interrupt and are answered right there, so no task has to wait for them and an idle sandbox has
-//! none; what answers them ([`super::requests`]) does not block.
+//! Requests arrive in an interrupt and are answered right there, or later by whoever holds their [`Ticket`]: no task has to
+//! wait for them and an idle sandbox has none. What answers them ([`super::requests`]) does not block.
 
-use alloc::{sync::Arc, vec::Vec};
+use alloc::{collections::VecDeque, sync::Arc, vec::Vec};
 
 use sentry_abi::{
     control::{BUFFER, Header, QUEUE_SIZE, Reply, Request},
@@ -29,6 +29,22 @@ struct Control {
     replies: Arc<Queue>,
     waiting: Posted,
     sent: Posted,
+    /// Replies that found the queue full.
+    backlog: SpinLock<VecDeque<(DmaBuffer, usize)>>,
+}
+
+/// A request that has not been answered.
+pub struct Ticket(u64);
+
+impl Ticket {
+    /// Does not block.
+    pub fn reply(self, reply: &Reply) {
+        if let Some(control) = CONTROL.get()
+            && let Err(error) = control.reply(self.0, reply)
+        {
+            crate::warn!("control request {}: no reply: {error:?}", self.0);
+        }
+    }
 }
 
 static CONTROL: Once<Control> = Once::new();
@@ -40,7 +56,13 @@ pub(super) fn start(mmio: u64, number: u32) -> Result<()> {
     super::listen(number, &requests);
     super::listen(number, &replies);
     let control =
-        CONTROL.call_once(|| Control { requests, replies, waiting: Posted::default(), sent: Posted::default() });
+        CONTROL.call_once(|| Control {
+            requests,
+            replies,
+            waiting: Posted::default(),
+            sent: Posted::default(),
+            backlog: SpinLock::default(),
+        });
     control.requests.on_used(Arc::new(|head, len| {
         if let Some(control) = CONTROL.get() {
             control.arrived(head, len);
@@ -49,22 +71,27 @@ pub(super) fn start(mmio: u64, number: u32) -> Result<()> {
     control.replies.on_used(Arc::new(|head, _| {
         if let Some(control) = CONTROL.get() {
             drop(take(&control.sent, head));
+            control.send_backlog();
         }
     }));
     for _ in 0..BUFFERS {
-        post(&control.requests, &control.waiting, DmaBuffer::new(BUFFER)?, BUFFER, true);
+        // The queue is empty and has room for them.
+        let _ = post(&control.requests, &control.waiting, DmaBuffer::new(BUFFER)?, BUFFER, true);
     }
     Ok(())
 }
 
-fn post(queue: &Queue, posted: &Posted, buffer: DmaBuffer, len: usize, writable: bool) -> bool {
+/// Gives the buffer to the device, or back when the queue is full.
+fn post(queue: &Queue, posted: &Posted, buffer: DmaBuffer, len: usize, writable: bool) -> Result<(), DmaBuffer> {
     // Held over the post, so that a completion finds the buffer.
     let mut posted = posted.lock();
-    let head = queue.post(&[Buffer { gpa: buffer.gpa(), len: len as u32, writable }]);
-    if let Some(head) = head {
-        posted.push((head, buffer));
+    match queue.post(&[Buffer { gpa: buffer.gpa(), len: len as u32, writable }]) {
+        Some(head) => {
+            posted.push((head, buffer));
+            Ok(())
+        }
+        None => Err(buffer),
     }
-    head.is_some()
 }
 
 fn take(posted: &Posted, head: u16) -> Option<DmaBuffer> {
@@ -85,13 +112,12 @@ impl Control {
                 postcard::from_bytes(&body).ok()
             })
             .flatten();
-        post(&self.requests, &self.waiting, buffer, BUFFER, true);
-        let reply = match request {
-            Some(request) => super::requests::answer(&request),
-            None => Reply::Error(71),
-        };
-        if self.reply(header.id, &reply).is_err() {
-            crate::warn!("control request {}: the reply does not fit", header.id);
+        // Its descriptor has just become free.
+        let _ = post(&self.requests, &self.waiting, buffer, BUFFER, true);
+        let ticket = Ticket(header.id);
+        match request {
+            Some(request) => super::requests::answer(request, ticket),
+            None => ticket.reply(&Reply::Error(71)),
         }
     }
 
@@ -106,6 +132,21 @@ impl Control {
         let buffer = DmaBuffer::new(len)?;
         buffer.write(0, header.as_bytes());
         buffer.write(size_of::<Header>(), &body);
-        if post(&self.replies, &self.sent, buffer, len, false) { Ok(()) } else { Err(crate::errno::ENOBUFS) }
+        if let Err(buffer) = post(&self.replies, &self.sent, buffer, len, false) {
+            self.backlog.lock().push_back((buffer, len));
+            // The queue may have become empty meanwhile, and then nothing else would send it.
+            self.send_backlog();
+        }
+        Ok(())
+    }
+
+    fn send_backlog(&self) {
+        loop {
+            let Some((buffer, len)) = self.backlog.lock().pop_front() else { return };
+            if let Err(buffer) = post(&self.replies, &self.sent, buffer, len, false) {
+                self.backlog.lock().push_front((buffer, len));
+                return;
+            }
+        }
     }
 }

@@ -5,6 +5,7 @@ use core::fmt::Write;
 
 use sentry_abi::control::{Process as Info, Reply, Request, Target};
 
+use super::control::Ticket;
 use crate::{
     counters, sched,
     signal::{
@@ -12,7 +13,8 @@ use crate::{
         send::{Origin, to_group, to_process},
         set::{SIGNALS, SIGWINCH},
     },
-    task::{Process, table},
+    syscall,
+    task::{Process, hosted, table},
     time,
 };
 
@@ -22,25 +24,42 @@ const EINVAL: i32 = 22;
 /// The container's first process.
 const INIT: i32 = 1;
 
-/// Answers a request. Called in an interrupt: must not block.
-pub(super) fn answer(request: &Request) -> Reply {
-    match request {
-        Request::Signal { target, signo, .. } => signal(*target, *signo),
-        Request::Ps { .. } => Reply::Ps(table::processes().iter().map(describe).collect()),
+/// Answers a request, now or later. Called in an interrupt: must not block.
+pub(super) fn answer(request: Request, ticket: Ticket) {
+    let reply = match request {
+        Request::Exec { process } => return hosted::start(process, ticket),
+        Request::Wait { pid } => return hosted::wait(pid, ticket),
+        Request::Signal { target, signo, .. } => signal(target, signo),
+        Request::Ps { .. } => {
+            Reply::Ps(table::processes().iter().filter(|p| p.zombie().is_none()).map(describe).collect())
+        }
         Request::Counters => Reply::Counters(counters::snapshot().collect()),
         Request::Stacks => Reply::Stacks(stacks()),
-        Request::WindowChanged => {
-            if let Some(group) = foreground() {
+        Request::WindowChanged { pid } => {
+            if let Some(group) = foreground(pid) {
                 to_group(group, SigInfo::kernel(SIGWINCH), Origin::Outside);
             }
             Reply::Done
         }
-    }
+        Request::Pause => {
+            sched::freeze();
+            Reply::Done
+        }
+        Request::Resume => {
+            sched::thaw();
+            Reply::Done
+        }
+        Request::Strace(strace) => {
+            syscall::configure_strace(&strace);
+            Reply::Done
+        }
+    };
+    ticket.reply(&reply);
 }
 
-/// The foreground process group of the container's terminal.
-fn foreground() -> Option<i32> {
-    let group = table::process(INIT)?.session().terminal()?.foreground();
+/// The foreground process group of the terminal that controls the session of process `pid`.
+fn foreground(pid: i32) -> Option<i32> {
+    let group = table::process(pid)?.session().terminal()?.foreground();
     (group > 0).then_some(group)
 }
 
@@ -52,9 +71,9 @@ fn signal(target: Target, signo: u32) -> Reply {
         Target::Init => table::process(INIT).into_iter().collect(),
         Target::Pid(pid) => table::process(pid).into_iter().collect(),
         Target::All => table::processes(),
-        Target::Foreground => match foreground() {
+        Target::Foreground(pid) => match foreground(pid) {
             Some(group) => table::lock().group(group),
-            None => table::process(INIT).into_iter().collect(),
+            None => table::process(pid).into_iter().collect(),
         },
     };
     let living: Vec<_> = processes.into_iter().filter(|process| process.zombie().is_none()).collect();

@@ -4,13 +4,17 @@
 //! host's; which process group of the container is in the foreground is known here, and a background process that reads from
 //! the terminal is stopped by SIGTTIN.
 
-use alloc::{format, sync::Arc};
+use alloc::{
+    format,
+    sync::{Arc, Weak},
+};
 
 use sentry_abi::config::{ProcessConfig, Stdio};
 
 use super::{
     Dentry, FdTable, File, FileOps, FileSystem, FileType, Inode, Mount, MountFlags, OWN_POSITION, OpenFlags, Path,
-    Stat, StatFs, Timespec, new_device, poll, tty::JobControl,
+    Stat, StatFs, Timespec, new_device, poll,
+    tty::{JobControl, job},
 };
 use crate::{
     drivers::console::Stream,
@@ -46,8 +50,25 @@ impl FileSystem for HostFs {
 struct HostTerminal {
     rdev: u64,
     job: JobControl,
-    /// A descriptor that leads there, for /dev/tty: the one that can do most.
+    /// While it controls a session: a descriptor that leads there, for /dev/tty; the one that can do most.
     inode: SpinLock<Option<Arc<HostInode>>>,
+}
+
+impl HostTerminal {
+    fn controls_by(&self, inode: &Arc<HostInode>, flags: OpenFlags) {
+        let mut best = self.inode.lock();
+        if best.is_none() || (flags.readable() && flags.writable()) {
+            let old = best.replace(inode.clone());
+            drop(best);
+            drop(old);
+        }
+    }
+
+    /// It controls no session any more: the host's side may be closed.
+    fn release(&self) {
+        let inode = self.inode.lock().take();
+        drop(inode);
+    }
 }
 
 impl Terminal for HostTerminal {
@@ -66,6 +87,7 @@ impl Terminal for HostTerminal {
 
     fn disassociate(&self) {
         self.job.disassociate();
+        self.release();
     }
 }
 
@@ -203,8 +225,8 @@ impl FileOps for HostFile {
         !self.is_plain()
     }
 
-    fn ioctl(&self, cur: &mut Current, _file: &Arc<File>, command: u32, argument: u64) -> Result<u64> {
-        terminal_ioctl(self, cur, command, argument)
+    fn ioctl(&self, cur: &mut Current, file: &Arc<File>, command: u32, argument: u64) -> Result<u64> {
+        terminal_ioctl(self, cur, file, command, argument)
     }
 
     fn fsync(&self, _file: &File, _data_only: bool) -> Result<()> {
@@ -226,7 +248,7 @@ mod tty {
     pub const FIONREAD: u32 = 0x541b;
 }
 
-fn terminal_ioctl(file: &HostFile, cur: &mut Current, command: u32, argument: u64) -> Result<u64> {
+fn terminal_ioctl(file: &HostFile, cur: &mut Current, open: &File, command: u32, argument: u64) -> Result<u64> {
     let stream = &file.0.stream;
     let addr = UserAddr(argument);
     // Bytes of the argument in and out.
@@ -240,7 +262,13 @@ fn terminal_ioctl(file: &HostFile, cur: &mut Current, command: u32, argument: u6
         _ if file.0.terminal.is_some() => {
             let terminal = file.0.terminal.clone().ok_or(ENOTTY)?;
             let shared: Arc<dyn Terminal> = terminal.clone();
-            return terminal.job.ioctl(cur, &shared, command, argument, false).unwrap_or(Err(ENOTTY));
+            let result = terminal.job.ioctl(cur, &shared, command, argument, false).unwrap_or(Err(ENOTTY));
+            match command {
+                job::TIOCSCTTY if result.is_ok() => terminal.controls_by(&file.0, open.flags()),
+                job::TIOCNOTTY if !terminal.job.is_controlling() => terminal.release(),
+                _ => {}
+            }
+            return result;
         }
         _ => return Err(ENOTTY),
     };
@@ -259,16 +287,17 @@ struct Host {
     mount: Arc<Mount>,
 }
 
-/// Terminals by device number, for as long as the sandbox lives.
-static TERMINALS: SpinLock<alloc::vec::Vec<Arc<HostTerminal>>> = SpinLock::new(alloc::vec::Vec::new());
+/// Terminals that a descriptor leads to or that control a session.
+static TERMINALS: SpinLock<alloc::vec::Vec<Weak<HostTerminal>>> = SpinLock::new(alloc::vec::Vec::new());
 
 fn terminal(rdev: u64) -> Arc<HostTerminal> {
     let mut terminals = TERMINALS.lock();
-    if let Some(known) = terminals.iter().find(|t| t.rdev == rdev) {
-        return known.clone();
+    terminals.retain(|t| t.strong_count() > 0);
+    if let Some(known) = terminals.iter().filter_map(Weak::upgrade).find(|t| t.rdev == rdev) {
+        return known;
     }
     let new = Arc::new(HostTerminal { rdev, job: JobControl::default(), inode: SpinLock::new(None) });
-    terminals.push(new.clone());
+    terminals.push(Arc::downgrade(&new));
     new
 }
 
@@ -298,7 +327,7 @@ impl Inode for Nowhere {
     }
 }
 
-fn open(config: &Stdio) -> Result<Arc<File>> {
+fn open(config: &Stdio) -> Result<(Arc<File>, Arc<HostInode>)> {
     let host = host(|fs| Arc::new(Nowhere(fs.clone())));
     let inode = Arc::new(HostInode {
         fs: &host.fs,
@@ -315,33 +344,44 @@ fn open(config: &Stdio) -> Result<Arc<File>> {
     };
     let path = Path { mount: host.mount.clone(), dentry: Dentry::root(name.as_bytes(), inode.clone()) };
     let flags = OpenFlags::from_bits_truncate(config.flags);
-    if let Some(terminal) = &inode.terminal {
-        let mut best = terminal.inode.lock();
-        if best.is_none() || (flags.readable() && flags.writable()) {
-            let old = best.replace(inode.clone());
-            drop(best);
-            drop(old);
-        }
-    }
     // /dev/null and its like are the same here; nobody has to ask the host.
     if inode.file_type == FileType::CharDevice
         && !config.tty
         && let Ok(ops) = super::dev::open(config.rdev, flags)
     {
-        return Ok(File::new(ops, path, flags));
+        return Ok((File::new(ops, path, flags), inode));
     }
-    Ok(File::new(Arc::new(HostFile(inode)), path, flags))
+    Ok((File::new(Arc::new(HostFile(inode.clone())), path, flags), inode))
 }
 
-/// Gives the container's first process its descriptors, and its controlling terminal if it has one.
+/// Gives a process that the host starts its descriptors, and its controlling terminal if it has one. All streams are taken:
+/// after an error they are closed.
 pub fn install(config: &ProcessConfig, files: &FdTable, process: &Process) -> Result<()> {
+    let mut result = Ok(());
     for stdio in &config.stdio {
-        let fd = i32::try_from(stdio.fd).map_err(|_| EINVAL)?;
-        files.replace(fd, open(stdio)?, false, u64::MAX)?;
-        if config.terminal && stdio.tty && process.session().terminal().is_none() {
-            let terminal = terminal(stdio.rdev);
+        if result.is_ok() {
+            result = install_one(config, stdio, files, process);
+        } else if let Ok(stream) = Stream::open(stdio.index) {
+            stream.close();
+        }
+    }
+    result
+}
+
+fn install_one(config: &ProcessConfig, stdio: &Stdio, files: &FdTable, process: &Process) -> Result<()> {
+    let (file, inode) = open(stdio)?;
+    let fd = i32::try_from(stdio.fd).map_err(|_| EINVAL)?;
+    let flags = file.flags();
+    let old = files.replace(fd, file, false, u64::MAX)?;
+    drop(old);
+    if let Some(terminal) = inode.terminal.as_ref().filter(|_| config.terminal) {
+        let session = process.session();
+        if session.terminal().is_none() {
             let shared: Arc<dyn Terminal> = terminal.clone();
             terminal.job.take(&shared, process);
+        }
+        if session.terminal().is_some_and(|t| t.device() == terminal.rdev) {
+            terminal.controls_by(&inode, flags);
         }
     }
     Ok(())
@@ -349,6 +389,6 @@ pub fn install(config: &ProcessConfig, files: &FdTable, process: &Process) -> Re
 
 /// Opens /dev/console: the host's terminal, if the container was given one.
 pub fn open_console() -> Result<Arc<dyn FileOps>> {
-    let terminal = TERMINALS.lock().first().cloned();
+    let terminal = TERMINALS.lock().iter().find_map(Weak::upgrade);
     terminal.ok_or(ENXIO)?.open(OpenFlags::empty())
 }

@@ -6,6 +6,7 @@
 
 mod cpu;
 mod entity;
+mod freeze;
 pub mod timer;
 
 use alloc::{boxed::Box, sync::Arc};
@@ -15,6 +16,7 @@ pub use cpu::{
     CpuState, cpus_online, describe, kernel_cpus, leave_user, others_in_kernel, set_cpu_count, user_cpus, view,
 };
 pub use entity::Entity;
+pub use freeze::{freeze, frozen, thaw, wait_thawed};
 
 use self::cpu::{CPUS, Cpu};
 use crate::{

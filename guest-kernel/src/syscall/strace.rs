@@ -10,13 +10,13 @@ use super::Syscall;
 use crate::{
     errno::{Error, Result, text},
     log::{self, LogLevel},
-    sync::Once,
+    sync::SpinLock,
     task::Current,
 };
 
 static ENABLED: AtomicBool = AtomicBool::new(false);
 /// Numbers to show; empty: all.
-static ONLY: Once<Vec<u32>> = Once::new();
+static ONLY: SpinLock<Vec<u32>> = SpinLock::new(Vec::new());
 
 pub fn configure(config: &sentry_abi::config::Strace) {
     let numbers = config
@@ -24,7 +24,8 @@ pub fn configure(config: &sentry_abi::config::Strace) {
         .iter()
         .filter_map(|name| super::TABLE.iter().flatten().find(|c| c.name == name).map(|c| c.number))
         .collect();
-    ONLY.call_once(|| numbers);
+    let old = core::mem::replace(&mut *ONLY.lock(), numbers);
+    drop(old);
     ENABLED.store(config.enabled, Relaxed);
 }
 
@@ -33,7 +34,10 @@ pub(super) fn enter(cur: &Current, call: Option<&Syscall>, args: &[u64; 6]) -> b
     if !ENABLED.load(Relaxed) {
         return false;
     }
-    let shown = ONLY.get().is_none_or(|only| only.is_empty() || call.is_some_and(|c| only.contains(&c.number)));
+    let shown = {
+        let only = ONLY.lock();
+        only.is_empty() || call.is_some_and(|c| only.contains(&c.number))
+    };
     // Arguments that name memory are read now: the call may replace the address space.
     if shown && call.is_some_and(|c| matches!(c.number, 59 | 60 | 231 | 322)) {
         log::write(LogLevel::Strace, format_args!("[{}] {} ...", cur.task.tid(), line(cur, call, args)));

@@ -36,7 +36,11 @@ pub struct Current {
     /// The signal mask to come back after a call that waited with another one.
     pub saved_mask: Option<SigSet>,
     pub last_trap: LastTrap,
+    /// What a task does before it first runs user code.
+    pub first: Option<Box<First>>,
 }
+
+pub type First = dyn FnOnce(&mut Current) + Send;
 
 /// The rest of an interrupted call.
 pub type RestartWith = dyn FnOnce(&mut Current) -> Result<u64> + Send;
@@ -58,6 +62,7 @@ impl Current {
             altstack: AltStack::default(),
             saved_mask: None,
             last_trap: LastTrap::default(),
+            first: None,
         })
     }
 
@@ -120,11 +125,15 @@ impl Current {
         let task = self.task.clone();
         task.sched.set_context(&mut self.context);
         while !super::before_user(self) {
+            if sched::frozen() {
+                sched::wait_thawed(&task);
+                continue;
+            }
             let mm = self.mm.clone();
             sched::before_user();
             sched::enter_user(mm.root());
             // After the CPU is marked: whoever sets the flag from here on sees the mark and sends an interrupt.
-            if task.sched.interrupted() && super::must_handle(self) {
+            if task.sched.interrupted() && super::must_handle(self) || sched::frozen() {
                 sched::leave_user();
                 continue;
             }
@@ -165,6 +174,9 @@ pub extern "sysv64" fn entry(_argument: u64) -> ! {
         let start = task.start.lock().take();
         drop(task);
         if let Some(mut current) = start {
+            if let Some(first) = current.first.take() {
+                first(&mut current);
+            }
             current.run();
             super::exit::finish(current);
         }
@@ -185,10 +197,16 @@ pub struct NewTask {
 
 /// A task that starts with these registers; it runs once [`sched::start`] gets it.
 pub fn prepare(new: NewTask) -> Result<Arc<Task>> {
+    let (task, current) = make(new)?;
+    task.set_start(current);
+    Ok(task)
+}
+
+/// A task and what it starts with ([`Task::set_start`]).
+pub fn make(new: NewTask) -> Result<(Arc<Task>, Box<Current>)> {
     let stack = sched::new_stack(entry, 0).ok_or(ENOMEM)?;
     let task = Arc::new(Task::new(new.tid, new.process, sched::Entity::new(stack), new.mm.clone(), new.resources));
     let mut current = Current::new(task.clone(), new.mm, new.registers, new.xsave);
     current.altstack = new.altstack;
-    *task.start.lock() = Some(current);
-    Ok(task)
+    Ok((task, current))
 }

@@ -3,13 +3,16 @@
 use alloc::{boxed::Box, sync::Arc, vec::Vec};
 use core::sync::atomic::Ordering::{Relaxed, SeqCst};
 
+use sentry_abi::control::Reply;
+
 use super::{
-    Current, Pid, Process, Task,
+    Current, Pid, Process, Task, hosted,
     table::{self, INIT, Table},
     times::to_ticks,
 };
 use crate::{
     arch,
+    drivers::control::Ticket,
     fs::FdTable,
     mm::user::{UserAddr, UserPtr},
     signal::{
@@ -113,6 +116,7 @@ pub fn finish(mut cur: Box<Current>) {
                 state.group_exit.unwrap_or(state.exit_status)
             };
             after.program = process.exe.lock().take();
+            after.status = status;
             end(&mut table, &process, status, &mut after);
         }
     }
@@ -123,6 +127,9 @@ pub fn finish(mut cur: Box<Current>) {
     }
     if let Some(terminal) = after.terminal {
         terminal.disassociate();
+    }
+    for ticket in after.waits {
+        ticket.reply(&Reply::Exited(after.status));
     }
     if let Some(status) = after.sandbox {
         arch::host::exit(status);
@@ -138,6 +145,10 @@ struct After {
     program: Option<Arc<dyn super::ExecFile>>,
     /// The threads that are left have all come to a stop.
     stopped: Option<u32>,
+    /// The host's waits for the process.
+    waits: Vec<Ticket>,
+    /// The wait status of the process.
+    status: u32,
 }
 
 /// The last thread of a process is gone.
@@ -193,6 +204,7 @@ fn end(table: &mut Table, process: &Arc<Process>, status: u32, after: &mut After
         }
     }
     notify_end(table, process);
+    after.waits = hosted::ended(table, process);
     process.ended.wake_all();
 }
 

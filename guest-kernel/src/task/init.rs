@@ -51,7 +51,7 @@ pub fn failure_status(error: Error) -> u32 {
 }
 
 /// What engines look for in a runtime's error.
-fn failure(what: &[u8], error: Error) -> String {
+pub(super) fn failure(what: &[u8], error: Error) -> String {
     let mut message = String::new();
     let name = String::from_utf8_lossy(what);
     let _ = match error {
@@ -100,7 +100,7 @@ fn create(config: &ProcessConfig, mut resources: Resources, open: Open<'_>) -> R
 }
 
 /// PATH of an environment, or what the C library takes without one.
-fn search_path(env: &[Vec<u8>]) -> &[u8] {
+pub(super) fn search_path(env: &[Vec<u8>]) -> &[u8] {
     let found = env.iter().rev().find_map(|e| e.strip_prefix(b"PATH="));
     found.unwrap_or(b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
 }

@@ -9,6 +9,7 @@ pub mod elf;
 pub mod exec;
 pub mod exit;
 pub mod groups;
+pub mod hosted;
 pub mod ids;
 pub mod info;
 pub mod init;
@@ -227,6 +228,10 @@ impl Task {
     pub fn must_die(&self) -> bool {
         let state = self.process.state.lock();
         state.group_exit.is_some() || state.exec.is_some_and(|keep| keep != self.tid())
+    }
+
+    pub(crate) fn set_start(&self, current: Box<Current>) {
+        *self.start.lock() = Some(current);
     }
 
     /// Gives up a task that never ran: it and what it starts with refer to each other.

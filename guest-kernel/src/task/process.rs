@@ -58,6 +58,8 @@ pub struct Process {
     pub exe: SpinLock<Option<Arc<dyn ExecFile>>>,
     /// setitimer and POSIX timers.
     pub timers: ProcessTimers,
+    /// The host started it and will not wait for it.
+    pub unwanted: AtomicBool,
     /// Real uid of the thread that ended last.
     pub last_uid: AtomicU32,
 }
@@ -117,6 +119,7 @@ impl Process {
             oom_score_adj: AtomicI32::new(0),
             exe: SpinLock::new(None),
             timers: ProcessTimers::default(),
+            unwanted: AtomicBool::new(false),
             last_uid: AtomicU32::new(0),
         }
     }

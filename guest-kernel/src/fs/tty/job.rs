@@ -44,6 +44,11 @@ impl JobControl {
         self.session.lock().upgrade()
     }
 
+    /// Whether it is some session's controlling terminal.
+    pub fn is_controlling(&self) -> bool {
+        self.session().is_some()
+    }
+
     fn controls(&self, process: &Process) -> bool {
         core::ptr::eq(self.session.lock().as_ptr(), Arc::as_ptr(&process.session()))
     }

@@ -3,7 +3,7 @@
 //! A terminal of the host is in `fs::stdio`: its line discipline is the host's, its job control is the one here.
 
 mod devpts;
-mod job;
+pub mod job;
 mod line;
 mod pty;
 mod termios;

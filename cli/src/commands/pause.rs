@@ -1,0 +1,33 @@
+//! `runsc pause` and `runsc resume`.
+
+use anyhow::{Result, bail};
+use clap::ArgMatches;
+use devices::control::Client;
+
+use crate::{
+    flags::Settings,
+    store::{Status, Store},
+};
+
+pub fn pause(settings: &Settings, matches: &ArgMatches) -> Result<i32> {
+    change(settings, matches, true)
+}
+
+pub fn resume(settings: &Settings, matches: &ArgMatches) -> Result<i32> {
+    change(settings, matches, false)
+}
+
+fn change(settings: &Settings, matches: &ArgMatches, pause: bool) -> Result<i32> {
+    let id = super::id(matches)?;
+    let entry = Store::new(&settings.root).open(&id)?;
+    let Some(mut record) = entry.load()? else { bail!("container {id} does not exist") };
+    let (wanted, verb) = if pause { (Status::Running, "pause") } else { (Status::Paused, "resume") };
+    if record.status() != wanted {
+        bail!("cannot {verb} container {id}: it is {}", record.status().name());
+    }
+    let mut client = Client::connect(&entry.control_socket())?;
+    if pause { client.pause(&id)? } else { client.resume(&id)? }
+    record.paused = pause;
+    entry.save(&record)?;
+    Ok(0)
+}
