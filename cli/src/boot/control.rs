@@ -146,9 +146,27 @@ impl Control {
     }
 
     /// SIGKILL for init takes the whole sandbox with it, and this works whatever state the sentry is in.
-    fn kill(&self) -> Reply {
-        self.machine.stop(Outcome::Exited(libc::SIGKILL));
+    fn kill(&self, signo: i32) -> Reply {
+        self.machine.stop(Outcome::Exited(signo));
+        // It may not have been started; then the main thread waits for that.
+        if let Some(start) = self.start.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            let _ = start.send(());
+        }
         Reply::Done
+    }
+
+    fn is_started(&self) -> bool {
+        self.start.lock().unwrap_or_else(PoisonError::into_inner).is_none() || self.progress.lock().init.is_some()
+    }
+
+    /// A signal for a container that was not started: what stands for its process would take the default action.
+    fn signal_unstarted(&self, signo: u32) -> Reply {
+        match signo as i32 {
+            0 | libc::SIGCHLD | libc::SIGCONT | libc::SIGURG | libc::SIGWINCH => Reply::Done,
+            libc::SIGSTOP | libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU => Reply::Done,
+            1..=64 => self.kill(signo as i32),
+            _ => Reply::error(libc::EINVAL, format!("{signo} is not a signal")),
+        }
     }
 
     fn ask(&self, request: &Request) -> Reply {
@@ -200,16 +218,16 @@ impl Handler for Control {
             Request::Signal { target: SignalTarget::Init | SignalTarget::All, signo, .. }
                 if signo == libc::SIGKILL as u32 =>
             {
-                self.kill()
+                self.kill(libc::SIGKILL)
             }
+            Request::Signal { signo, .. } if !self.is_started() => self.signal_unstarted(signo),
             Request::Wait { .. } => match self.progress.wait(None, |known| known.status.is_some()).status {
                 Some(status) => Reply::Exited { status },
                 None => Reply::error(libc::EINTR, "the sandbox is ending"),
             },
             Request::State { .. } => {
                 let known = self.progress.lock().clone();
-                let started =
-                    self.start.lock().unwrap_or_else(PoisonError::into_inner).is_none() || known.init.is_some();
+                let started = self.is_started();
                 Reply::State { started, running: started && known.status.is_none(), status: known.status }
             }
             Request::WaitProcess { pid, .. } => exec::wait(&self.sentry, pid),
@@ -219,7 +237,7 @@ impl Handler for Control {
             Request::Pause { .. } => self.pause(&request, true),
             Request::Resume { .. } => self.pause(&request, false),
             Request::Strace { enabled } => self.strace(enabled),
-            Request::Shutdown => self.kill(),
+            Request::Shutdown => self.kill(libc::SIGKILL),
             other => self.ask(&other),
         }
     }

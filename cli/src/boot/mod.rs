@@ -3,6 +3,7 @@
 mod control;
 mod exec;
 pub mod machine;
+mod signal;
 mod watch;
 
 use std::{
@@ -24,7 +25,8 @@ use crate::{
         channel::{Channel, Report},
         confine, handover,
         process::{self, Fork},
-        signals,
+        signals::{self, Signals},
+        terminal,
     },
 };
 use control::{Control, ControlParts};
@@ -51,6 +53,8 @@ fn run(launch: Launch, channel: &Arc<Channel>, namespaces: libc::c_int) -> Resul
         confine::die_with_parent();
     }
     signals::reset();
+    // In the foreground the command passes them on.
+    let caught = if launch.foreground { None } else { Some(Signals::new()?) };
     logging::init(&launch.settings, "boot", &launch.id)?;
     if namespaces & libc::CLONE_NEWUSER != 0 {
         confine::map_user(launch.user);
@@ -63,8 +67,20 @@ fn run(launch: Launch, channel: &Arc<Channel>, namespaces: libc::c_int) -> Resul
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
         .context("make a socket pair")?;
     let gofer_events = Events::new(1)?;
-    let Launch { id, mut config, roots, vcpus, backend, streams, foreground, control, mut exit_file, settings, .. } =
-        launch;
+    let Launch {
+        id,
+        mut config,
+        roots,
+        vcpus,
+        backend,
+        streams,
+        foreground,
+        own_terminal,
+        control,
+        mut exit_file,
+        settings,
+        ..
+    } = launch;
     // A mount namespace from birth: this process leaves the shared root behind soon.
     let made = process::fork(libc::CLONE_NEWNS).or_else(|_| process::fork(0));
     match made.context("make the gofer")? {
@@ -81,9 +97,13 @@ fn run(launch: Launch, channel: &Arc<Channel>, namespaces: libc::c_int) -> Resul
     keep.extend(gofer_events.descriptors());
     keep.extend([control.as_raw_fd(), exit_file.as_raw_fd()]);
     keep.extend(streams.files.iter().map(|fd| fd.as_raw_fd()));
+    keep.extend(caught.as_ref().map(|signals| signals.as_fd().as_raw_fd()));
     keep.extend(logging::descriptors());
     keep.extend(host.descriptor());
     process::close_all_but(&keep)?;
+    if let Some(tty) = streams.files.first().filter(|_| own_terminal) {
+        terminal::take(tty.as_fd())?;
+    }
     let mut opened = Vec::new();
     for (fd, stream) in streams.files.into_iter().zip(&streams.config) {
         opened.push(Stream::new(fd).with_context(|| format!("descriptor {}", stream.fd))?);
@@ -125,7 +145,11 @@ fn run(launch: Launch, channel: &Arc<Channel>, namespaces: libc::c_int) -> Resul
         strace,
         start: start.clone(),
     });
-    Server::from_listener(control).spawn(Arc::new(handler))?;
+    let handler = Arc::new(handler);
+    if let Some(caught) = caught {
+        signal::spawn(caught, handler.clone(), own_terminal)?;
+    }
+    Server::from_listener(control).spawn(handler)?;
     watch::spawn(channel.clone(), gofer, built.machine.handle(), start)?;
     log::debug!("sentry image sha256={}", vmm::image::SENTRY_SHA256);
     channel.send(&Report::Ready)?;

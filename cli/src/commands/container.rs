@@ -75,8 +75,16 @@ impl Call {
         let rootfs = plan.roots.first().map(|r| r.path.clone()).unwrap_or_default();
         let mut record = Record::new(&self.id, &self.bundle.dir, &rootfs);
         record.annotations = self.bundle.spec.annotations().clone().unwrap_or_default().into_iter().collect();
-        let making =
-            Making { entry, record, config: plan.config, roots: &plan.roots, vcpus: plan.vcpus, streams, foreground };
+        let making = Making {
+            entry,
+            record,
+            config: plan.config,
+            roots: &plan.roots,
+            vcpus: plan.vcpus,
+            streams,
+            foreground,
+            own_terminal: self.console_socket.is_some(),
+        };
         let made = make(making, settings)?;
         if let Some(path) = &self.pid_file
             && let Err(error) = pid_file::write(path, made.sandbox.process.pid)
@@ -128,11 +136,13 @@ pub struct Making<'a> {
     pub streams: Streams,
     /// It ends with the command that makes it.
     pub foreground: bool,
+    /// Its terminal is a new one.
+    pub own_terminal: bool,
 }
 
 /// Makes a sandbox and writes its state; a failure leaves neither.
 pub fn make(making: Making<'_>, settings: Settings) -> Result<Made> {
-    let Making { entry, mut record, mut config, roots, vcpus, streams, foreground } = making;
+    let Making { entry, mut record, mut config, roots, vcpus, streams, foreground, own_terminal } = making;
     let launched = (|| {
         let backend = platform::choose(settings.platform, &settings.root)?;
         let host_roots = roots;
@@ -158,6 +168,7 @@ pub fn make(making: Making<'_>, settings: Settings) -> Result<Made> {
             backend,
             streams,
             foreground,
+            own_terminal,
             control,
             control_path,
             exit_file: entry.exit_file()?,

@@ -69,6 +69,7 @@ pub fn run(settings: Settings, matches: &ArgMatches) -> Result<i32> {
         vcpus: host::allowed_cpus(),
         streams,
         foreground: true,
+        own_terminal: false,
     };
     let made = container::make(making, settings)?;
     match run::foreground(made, &store, &mut signals, false) {

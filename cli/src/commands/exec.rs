@@ -54,7 +54,8 @@ pub fn run(settings: Settings, matches: &ArgMatches) -> Result<i32> {
 fn process_of(record: &Record, matches: &ArgMatches) -> Result<Process> {
     let texts = |name: &str| -> Result<Vec<String>> {
         let values = matches.get_many::<OsString>(name).into_iter().flatten();
-        let text = |value: &OsString| value.to_str().map(str::to_owned).with_context(|| format!("{value:?} is not UTF-8"));
+        let text =
+            |value: &OsString| value.to_str().map(str::to_owned).with_context(|| format!("{value:?} is not UTF-8"));
         values.map(text).collect()
     };
     let command = texts("command")?;

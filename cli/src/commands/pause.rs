@@ -26,7 +26,11 @@ fn change(settings: &Settings, matches: &ArgMatches, pause: bool) -> Result<i32>
         bail!("cannot {verb} container {id}: it is {}", record.status().name());
     }
     let mut client = Client::connect(&entry.control_socket())?;
-    if pause { client.pause(&id)? } else { client.resume(&id)? }
+    if pause {
+        client.pause(&id)?
+    } else {
+        client.resume(&id)?
+    }
     record.paused = pause;
     entry.save(&record)?;
     Ok(0)

@@ -48,6 +48,8 @@ pub struct Launch {
     pub streams: Streams,
     /// Ends with the command that made it.
     pub foreground: bool,
+    /// Its terminal is nobody's yet, and becomes that of the sandbox.
+    pub own_terminal: bool,
     pub control: UnixListener,
     /// Its path, for signals of a foreground command.
     pub control_path: PathBuf,

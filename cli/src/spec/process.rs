@@ -47,7 +47,8 @@ impl Changes {
         let mut env = process.env().clone().unwrap_or_default();
         env.extend(self.env);
         process.set_env(Some(env));
-        let number = |flag: &str, text: &str| text.parse::<u32>().with_context(|| format!("--{flag} {text}: not a number"));
+        let number =
+            |flag: &str, text: &str| text.parse::<u32>().with_context(|| format!("--{flag} {text}: not a number"));
         let mut gids = process.user().additional_gids().clone().unwrap_or_default();
         let (mut uid, mut gid) = (process.user().uid(), process.user().gid());
         if let Some(user) = &self.user {

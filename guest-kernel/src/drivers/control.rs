@@ -55,14 +55,13 @@ pub(super) fn start(mmio: u64, number: u32) -> Result<()> {
     device.start();
     super::listen(number, &requests);
     super::listen(number, &replies);
-    let control =
-        CONTROL.call_once(|| Control {
-            requests,
-            replies,
-            waiting: Posted::default(),
-            sent: Posted::default(),
-            backlog: SpinLock::default(),
-        });
+    let control = CONTROL.call_once(|| Control {
+        requests,
+        replies,
+        waiting: Posted::default(),
+        sent: Posted::default(),
+        backlog: SpinLock::default(),
+    });
     control.requests.on_used(Arc::new(|head, len| {
         if let Some(control) = CONTROL.get() {
             control.arrived(head, len);

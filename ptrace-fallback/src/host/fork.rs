@@ -71,6 +71,8 @@ fn child(fds: [RawFd; 4]) -> ! {
         libc::prctl(libc::PR_SET_DUMPABLE, 1);
         libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
         libc::prctl(libc::PR_SET_NAME, c"runsc-stub".as_ptr());
+        // Keys of a terminal that controls the parent's session are not for stubs.
+        libc::setsid();
 
         let mut action: libc::sigaction = mem::zeroed();
         for signal in 1..=64 {

@@ -4,6 +4,7 @@ mod abi;
 mod bad_input;
 mod bundles;
 mod cli;
+mod exec;
 mod faults;
 mod files;
 mod real_input;
