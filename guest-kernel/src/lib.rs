@@ -18,6 +18,7 @@ pub mod ipc;
 pub mod log;
 #[allow(unsafe_code)]
 pub mod mm;
+pub mod net;
 pub mod random;
 pub mod sched;
 pub mod signal;

@@ -148,6 +148,11 @@ pub trait FileOps: Any + Send + Sync {
         poll::IN | poll::OUT | poll::RDNORM | poll::WRNORM
     }
 
+    /// Whether a write that ends with EPIPE sends SIGPIPE.
+    fn signals_broken_pipe(&self) -> bool {
+        true
+    }
+
     /// Whether epoll accepts it (EPERM otherwise).
     fn pollable(&self) -> bool {
         false

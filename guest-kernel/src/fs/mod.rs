@@ -25,6 +25,7 @@ pub mod permission;
 pub mod pipe;
 pub mod proc;
 pub mod program;
+pub mod ring;
 pub mod setup;
 pub mod signalfd;
 pub mod stdio;

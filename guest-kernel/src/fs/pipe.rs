@@ -3,15 +3,14 @@
 use alloc::{
     format,
     sync::{Arc, Weak},
-    vec::Vec,
 };
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use hashbrown::HashMap;
 
-use super::{File, FileOps, FileType, Inode, OpenFlags, anon, poll};
+use super::{File, FileOps, FileType, Inode, OpenFlags, anon, poll, ring::Ring};
 use crate::{
-    errno::{EAGAIN, EBUSY, EINVAL, ENOMEM, ENOTTY, ENXIO, EPERM, EPIPE, Error, Restart, Result},
+    errno::{EAGAIN, EBUSY, EINVAL, ENOTTY, ENXIO, EPERM, EPIPE, Error, Restart, Result},
     mm::{
         io::{IoDst, IoSrc},
         user::{UserAddr, UserPtr},
@@ -25,95 +24,6 @@ pub const PIPE_BUF: usize = 4096;
 const DEFAULT_CAPACITY: usize = 64 << 10;
 /// /proc/sys/fs/pipe-max-size.
 pub const MAX_CAPACITY: usize = 1 << 20;
-
-/// A ring whose memory grows to what is used, at most `capacity`.
-struct Ring {
-    bytes: Vec<u8>,
-    start: usize,
-    len: usize,
-    capacity: usize,
-}
-
-impl Ring {
-    fn room(&self) -> usize {
-        self.capacity - self.len
-    }
-
-    /// Makes the ring's memory hold `wanted` bytes.
-    fn reserve(&mut self, wanted: usize) -> Result<()> {
-        let size = wanted.next_power_of_two().clamp(PIPE_BUF, self.capacity);
-        if size <= self.bytes.len() {
-            return Ok(());
-        }
-        if crate::mm::kmem::under_pressure() {
-            return Err(ENOMEM);
-        }
-        self.resize(size);
-        Ok(())
-    }
-
-    fn resize(&mut self, size: usize) {
-        let mut bytes = alloc::vec![0; size];
-        let (first, second) = self.filled();
-        bytes[..first.len()].copy_from_slice(first);
-        bytes[first.len()..first.len() + second.len()].copy_from_slice(second);
-        self.bytes = bytes;
-        self.start = 0;
-    }
-
-    fn filled(&self) -> (&[u8], &[u8]) {
-        let first = self.len.min(self.bytes.len() - self.start);
-        (&self.bytes[self.start..self.start + first], &self.bytes[..self.len - first])
-    }
-
-    /// Moves up to what `dst` takes out of the ring.
-    fn read(&mut self, dst: &mut IoDst<'_>) -> Result<usize> {
-        let mut done = 0;
-        while self.len > 0 && dst.remaining() > 0 {
-            let piece = self.filled().0;
-            let offered = piece.len();
-            match dst.put(piece) {
-                Ok(n) => {
-                    self.start = (self.start + n) % self.bytes.len();
-                    self.len -= n;
-                    done += n;
-                    if n < offered {
-                        break;
-                    }
-                }
-                Err(error) if done == 0 => return Err(error),
-                Err(_) => break,
-            }
-        }
-        if self.len == 0 {
-            self.start = 0;
-        }
-        Ok(done)
-    }
-
-    /// Moves up to `max` bytes, which must fit, into the ring.
-    fn write(&mut self, src: &mut IoSrc<'_>, max: usize) -> Result<usize> {
-        self.reserve(self.len + max)?;
-        let mut done = 0;
-        while done < max {
-            let at = (self.start + self.len) % self.bytes.len();
-            let free = if at >= self.start { self.bytes.len() - at } else { self.start - at };
-            let len = free.min(max - done);
-            match src.get(&mut self.bytes[at..at + len]) {
-                Ok(n) => {
-                    self.len += n;
-                    done += n;
-                    if n < len {
-                        break;
-                    }
-                }
-                Err(error) if done == 0 => return Err(error),
-                Err(_) => break,
-            }
-        }
-        Ok(done)
-    }
-}
 
 #[derive(Default)]
 struct Ends {
@@ -135,7 +45,7 @@ pub struct Pipe {
 impl Pipe {
     fn new() -> Arc<Self> {
         Arc::new(Pipe {
-            ring: Mutex::new(Ring { bytes: Vec::new(), start: 0, len: 0, capacity: DEFAULT_CAPACITY }),
+            ring: Mutex::new(Ring::new(DEFAULT_CAPACITY)),
             ends: SpinLock::new(Ends::default()),
             readable: Arc::new(WaitQueue::new()),
             writable: Arc::new(WaitQueue::new()),
@@ -166,7 +76,7 @@ impl Pipe {
 
     /// Bytes waiting, for FIONREAD.
     pub fn len(&self) -> usize {
-        self.ring.lock().len
+        self.ring.lock().len()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -175,7 +85,7 @@ impl Pipe {
 
     /// F_GETPIPE_SZ.
     pub fn capacity(&self) -> usize {
-        self.ring.lock().capacity
+        self.ring.lock().capacity()
     }
 
     /// F_SETPIPE_SZ: rounded up; returns what it became.
@@ -185,13 +95,10 @@ impl Pipe {
         }
         let capacity = wanted.max(PIPE_BUF).next_power_of_two();
         let mut ring = self.ring.lock();
-        if ring.len > capacity {
+        if ring.len() > capacity {
             return Err(EBUSY);
         }
-        if ring.bytes.len() > capacity {
-            ring.resize(capacity);
-        }
-        ring.capacity = capacity;
+        ring.set_capacity(capacity);
         drop(ring);
         self.writable.wake(poll::OUT);
         Ok(capacity)
@@ -203,7 +110,7 @@ impl Pipe {
             return Some(Ok(0));
         }
         let mut ring = self.ring.lock();
-        if ring.len == 0 {
+        if ring.is_empty() {
             return if self.has_writers() { None } else { Some(Ok(0)) };
         }
         let result = ring.read(dst);
@@ -317,7 +224,7 @@ impl FileOps for PipeEnd {
         }
         let (len, room) = {
             let ring = self.pipe.ring.lock();
-            (ring.len, ring.room())
+            (ring.len(), ring.room())
         };
         let (readers, writers, writer_count) = {
             let ends = self.pipe.ends.lock();

@@ -81,6 +81,8 @@ const GROUPS: &[&[Syscall]] = &[
     crate::futex::syscalls::CALLS,
     crate::ipc::syscalls::CALLS,
     crate::mm::syscalls::CALLS,
+    crate::net::syscalls::CALLS,
+    crate::net::message::CALLS,
     crate::signal::syscalls::CALLS,
     crate::task::groups::CALLS,
     crate::task::ids::CALLS,

@@ -55,6 +55,7 @@ on_platforms! {
     process = |platform: &Platform| passes(platform, "process");
     signal = |platform: &Platform| passes(platform, "signal");
     sysvipc = |platform: &Platform| passes(platform, "sysvipc");
+    unix = |platform: &Platform| passes(platform, "unix");
     unmap_stress = |platform: &Platform| passes(platform, "unmap_stress");
     vector = |platform: &Platform| passes(platform, "vector");
 }

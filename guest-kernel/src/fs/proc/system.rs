@@ -63,7 +63,7 @@ pub(super) static NET: &[Entry] = &[
     text("udp", |_| {
         Ok(b"  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops\n".to_vec())
     }),
-    text("unix", |_| Ok(b"Num       RefCount Protocol Flags    Type St Inode Path\n".to_vec())),
+    text("unix", |_| Ok(crate::net::unix::proc_table())),
 ];
 
 const DEVICES: &str =

@@ -97,7 +97,7 @@ impl Current {
     }
 
     /// A timeout: ns from now as a CLOCK_MONOTONIC deadline; EINVAL when malformed. `None` waits for ever.
-    fn deadline(&self, timeout: UserPtr<UserTimespec>) -> Result<u64> {
+    pub fn deadline(&self, timeout: UserPtr<UserTimespec>) -> Result<u64> {
         if timeout.is_null() {
             return Ok(u64::MAX);
         }

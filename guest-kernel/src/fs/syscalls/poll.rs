@@ -108,15 +108,17 @@ fn poll(cur: &mut Current, fds: UserPtr<PollFd>, count: u64, timeout: i32) -> Re
     do_poll(cur, fds, count, deadline_ms(timeout))
 }
 
-/// Writes the time left back to the caller, as select(2) and ppoll(2) do.
-fn write_left(cur: &Current, timeout: UserPtr<UserTimespec>, deadline: u64) {
-    if timeout.is_null() {
-        return;
+impl Current {
+    /// Writes the time left back to the caller, as select(2) and ppoll(2) do.
+    pub fn write_left(&self, timeout: UserPtr<UserTimespec>, deadline: u64) {
+        if timeout.is_null() {
+            return;
+        }
+        let left = deadline.saturating_sub(time::monotonic());
+        let value = UserTimespec { sec: (left / 1_000_000_000) as i64, nsec: (left % 1_000_000_000) as i64 };
+        // Read-only memory is no reason to fail what has been done.
+        let _ = self.mm.write_value(timeout, &value);
     }
-    let left = deadline.saturating_sub(time::monotonic());
-    let value = UserTimespec { sec: (left / 1_000_000_000) as i64, nsec: (left % 1_000_000_000) as i64 };
-    // Read-only memory is no reason to fail what has been done.
-    let _ = cur.mm.write_value(timeout, &value);
 }
 
 /// Runs `call` with another signal mask. An interrupted call gets its old mask back once the signal has been delivered.
@@ -149,7 +151,7 @@ fn ppoll(
 ) -> Result<usize> {
     let deadline = cur.deadline(timeout)?;
     let result = with_mask(cur, mask, size, |cur| do_poll(cur, fds, count, deadline));
-    write_left(cur, timeout, deadline);
+    cur.write_left(timeout, deadline);
     result
 }
 
@@ -249,7 +251,7 @@ fn pselect6(
     let [mask, size] = if mask.is_null() { [0, 0] } else { cur.mm.read_value(mask)? };
     let mask = UserPtr::new(UserAddr(mask));
     let result = with_mask(cur, mask, size as usize, |cur| do_select(cur, count, [read, write, except], deadline));
-    write_left(cur, timeout, deadline);
+    cur.write_left(timeout, deadline);
     result
 }
 

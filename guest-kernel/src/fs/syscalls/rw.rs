@@ -60,14 +60,14 @@ impl Current {
     }
 
     /// A signal that the kernel sends to the running thread for what it did.
-    pub(super) fn raise(&self, signal: u32) {
+    pub fn raise(&self, signal: u32) {
         // Only a full queue can refuse it, and then one is pending already.
         let _ = send::to_task(&self.task, SigInfo::kernel(signal), Origin::Inside);
     }
 
     /// What a failed or stopped write means to its task: SIGPIPE.
-    pub fn after_write(&self, result: Result<usize>) -> Result<usize> {
-        if result == Err(EPIPE) {
+    pub fn after_write(&self, file: &File, result: Result<usize>) -> Result<usize> {
+        if result == Err(EPIPE) && file.ops().signals_broken_pipe() {
             self.raise(SIGPIPE);
         }
         result
@@ -109,7 +109,7 @@ fn write(cur: &mut Current, fd: Fd, buffer: UserAddr, count: usize) -> Result<us
     }
     let count = cur.within_file_size(&file, None, count)?;
     let result = file.write(&mut IoSrc::user(&cur.mm, buffer, count)?);
-    cur.after_write(result)
+    cur.after_write(&file, result)
 }
 
 fn pread64(cur: &mut Current, fd: Fd, buffer: UserAddr, count: usize, at: i64) -> Result<usize> {
@@ -126,7 +126,7 @@ fn pwrite64(cur: &mut Current, fd: Fd, buffer: UserAddr, count: usize, at: i64) 
     }
     let count = cur.within_file_size(&file, Some(at), count)?;
     let result = file.write_at(&mut IoSrc::user(&cur.mm, buffer, count)?, at);
-    cur.after_write(result)
+    cur.after_write(&file, result)
 }
 
 fn readv(cur: &mut Current, fd: Fd, vec: UserPtr<UserIoVec>, count: i32) -> Result<usize> {
@@ -145,7 +145,7 @@ fn writev(cur: &mut Current, fd: Fd, vec: UserPtr<UserIoVec>, count: i32) -> Res
     }
     let pieces = cur.cut_pieces(&file, None, vec, count)?;
     let result = file.write(&mut IoSrc::user_vec(&cur.mm, pieces)?);
-    cur.after_write(result)
+    cur.after_write(&file, result)
 }
 
 impl Current {
@@ -191,7 +191,7 @@ fn pwritev(cur: &mut Current, fd: Fd, vec: UserPtr<UserIoVec>, count: i32, at: i
     }
     let pieces = cur.cut_pieces(&file, Some(at), vec, count)?;
     let result = file.write_at(&mut IoSrc::user_vec(&cur.mm, pieces)?, at);
-    cur.after_write(result)
+    cur.after_write(&file, result)
 }
 
 const RWF_HIPRI: u32 = 1;

@@ -139,7 +139,7 @@ fn sendfile(cur: &mut Current, out: Fd, input: Fd, offset: UserPtr<i64>, count: 
     let (mut from, mut to) = (Side { file: source, offset: at }, Side { file: target, offset: None });
     let result = transfer(&mut from, &mut to, count);
     write_offset(cur, offset, from.offset)?;
-    cur.after_write(result)
+    cur.after_write(&to.file, result)
 }
 
 fn copy_file_range(
@@ -228,7 +228,7 @@ fn splice(
     let result = transfer(&mut from, &mut to, len.min(CHUNK));
     write_offset(cur, off_in, from.offset)?;
     write_offset(cur, off_out, to.offset)?;
-    cur.after_write(result)
+    cur.after_write(&to.file, result)
 }
 
 fn vmsplice(cur: &mut Current, fd: Fd, vec: UserPtr<UserIoVec>, count: u64, flags: u32) -> Result<usize> {
@@ -242,7 +242,7 @@ fn vmsplice(cur: &mut Current, fd: Fd, vec: UserPtr<UserIoVec>, count: u64, flag
     let pieces = cur.iovec(vec, count as i32)?;
     if file.writable() {
         let result = file.write(&mut IoSrc::user_vec(&cur.mm, pieces)?);
-        return cur.after_write(result);
+        return cur.after_write(&file, result);
     }
     file.read(&mut IoDst::user_vec(&cur.mm, pieces)?)
 }
