@@ -12,8 +12,6 @@ pub const LATER: &[&str] = &[
     "cpu-features",
     "events",
     "export-metrics",
-    "features",
-    "install",
     "metric-metadata",
     "mitigate",
     "port-forward",
@@ -22,7 +20,6 @@ pub const LATER: &[&str] = &[
     "statefile",
     "tar",
     "trace",
-    "uninstall",
     "update",
     "usage",
     "write-control",
@@ -33,6 +30,7 @@ fn switch(name: &'static str, help: &'static str) -> Arg {
     Arg::new(name)
         .long(name)
         .action(ArgAction::Set)
+        .overrides_with(name)
         .num_args(0..=1)
         .require_equals(true)
         .default_missing_value("true")
@@ -48,6 +46,7 @@ fn value(name: &'static str, value_name: &'static str, help: &'static str) -> Ar
     Arg::new(name)
         .long(name)
         .action(ArgAction::Set)
+        .overrides_with(name)
         .value_name(value_name)
         .value_parser(ValueParser::os_string())
         .allow_hyphen_values(true)
@@ -55,7 +54,13 @@ fn value(name: &'static str, value_name: &'static str, help: &'static str) -> Ar
 }
 
 fn list(name: &'static str, value_name: &'static str, help: &'static str) -> Arg {
-    value(name, value_name, help).action(ArgAction::Append)
+    Arg::new(name)
+        .long(name)
+        .action(ArgAction::Append)
+        .value_name(value_name)
+        .value_parser(ValueParser::os_string())
+        .allow_hyphen_values(true)
+        .help(help)
 }
 
 fn operand(name: &'static str, value_name: &'static str, help: &'static str) -> Arg {
@@ -76,6 +81,8 @@ fn global(command: Command) -> Command {
         let mut arg = Arg::new(flag.name)
             .long(flag.name)
             .action(ArgAction::Set)
+            // As in Go's flag package, the last of them counts.
+            .overrides_with(flag.name)
             .value_parser(ValueParser::string())
             .help(flag.help)
             .hide(flag.name.starts_with("TESTONLY"));
@@ -87,6 +94,15 @@ fn global(command: Command) -> Command {
         command = command.arg(arg);
     }
     command
+}
+
+/// Flags of install and uninstall.
+fn docker(command: Command) -> Command {
+    command.arg(value("config_file", "PATH", "default: /etc/docker/daemon.json").alias("config-file")).arg(value(
+        "runtime",
+        "NAME",
+        "name of the runtime; default: runsc",
+    ))
 }
 
 fn creation(command: Command) -> Command {
@@ -110,6 +126,22 @@ pub fn command() -> Command {
         .external_subcommand_value_parser(ValueParser::os_string());
     global(root)
         .subcommand(creation(sub("create", "make a container that waits for start")))
+        .subcommand(
+            sub("completion", "print a script that completes command lines of runsc in a shell").arg(
+                Arg::new("shell")
+                    .value_name("SHELL")
+                    .value_parser(clap::value_parser!(clap_complete::Shell))
+                    .required(true),
+            ),
+        )
+        .subcommand(
+            sub("debug", "look into a running sandbox")
+                .arg(switch("stacks", "print what every task and CPU does"))
+                .arg(switch("ps", "print the processes inside"))
+                .arg(switch("counters", "print the sandbox's counters"))
+                .arg(value("strace", "on|off|CALLS", "trace all, no, or the listed system calls in the debug log"))
+                .arg(id()),
+        )
         .subcommand(
             sub("delete", "remove a container that has ended")
                 .arg(switch("force", "kill it first; one that is gone already is no error").short('f'))
@@ -160,6 +192,7 @@ pub fn command() -> Command {
                         .allow_hyphen_values(true),
                 ),
         )
+        .subcommand(sub("features", "print what this runtime supports, as JSON"))
         .subcommand(sub("flags", "list the global flags with their values"))
         .subcommand(
             sub("help", "describe commands, system calls and platforms")
@@ -172,6 +205,30 @@ pub fn command() -> Command {
                         .help("format of the system call table"),
                 )
                 .arg(operand("topic", "TOPIC", "a command, syscalls or platforms").num_args(0..)),
+        )
+        .subcommand(
+            docker(sub("install", "add this runtime to the configuration of Docker"))
+                .arg(switch("experimental", "also switch on Docker's experimental features"))
+                .arg(
+                    Arg::new("clobber")
+                        .long("clobber")
+                        .action(ArgAction::Set)
+                        .overrides_with("clobber")
+                        .num_args(0..=1)
+                        .require_equals(true)
+                        .default_missing_value("true")
+                        .default_value("true")
+                        .value_parser(clap::value_parser!(bool))
+                        .hide_possible_values(true)
+                        .value_name("BOOL")
+                        .help("replace a runtime of the same name"),
+                )
+                .arg(
+                    operand("args", "FLAGS", "global flags that Docker calls the runtime with")
+                        .num_args(0..)
+                        .trailing_var_arg(true)
+                        .allow_hyphen_values(true),
+                ),
         )
         .subcommand(
             sub("kill", "send a signal to a container")
@@ -227,6 +284,7 @@ pub fn command() -> Command {
         )
         .subcommand(sub("start", "start a container that create made").arg(id()))
         .subcommand(sub("state", "print a container's state as JSON").arg(id()))
+        .subcommand(docker(sub("uninstall", "remove this runtime from the configuration of Docker")))
         .subcommand(
             sub("wait", "wait for the end of a container and print its status")
                 .arg(value("pid", "PID", "wait for this process of it"))

@@ -40,9 +40,9 @@ fn run() -> Result<i32> {
     let command = args::command();
     let args: Vec<OsString> = std::env::args_os().skip(1).collect();
     let normal = normalize(&command, &args);
-    let matches = match command.try_get_matches_from(std::iter::once(OsString::from("runsc")).chain(normal)) {
+    let matches = match command.try_get_matches_from(std::iter::once(OsString::from("runsc")).chain(normal.clone())) {
         Ok(matches) => matches,
-        Err(error) => return usage(&error),
+        Err(error) => return usage(&error, &normal),
     };
     let values = Values::from_matches(&matches);
     let (name, sub) = match matches.subcommand() {
@@ -64,10 +64,14 @@ fn run() -> Result<i32> {
 }
 
 /// What clap says about a command line; help is no failure.
-fn usage(error: &clap::Error) -> Result<i32> {
+fn usage(error: &clap::Error, args: &[OsString]) -> Result<i32> {
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
         print!("{}", error.render());
         return Ok(0);
+    }
+    // An engine looks for the reason in its log.
+    if let Ok(settings) = Settings::new(Values::of_log(args), false) {
+        logging::init(&settings, "", "").context("logging")?;
     }
     // The first paragraph says what is wrong; the rest is a manual.
     let text = error.render().to_string();

@@ -86,6 +86,11 @@ impl Runsc {
         self.state.clone().unwrap_or_else(|| self.dir.path().join("state"))
     }
 
+    /// What `--debug --debug-log` has left so far.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.log_path()).unwrap_or_default()).into_owned()
+    }
+
     fn log_path(&self) -> PathBuf {
         self.dir.path().join("debug.log")
     }
@@ -140,8 +145,7 @@ impl Runsc {
 
     /// Takes the log of what was started with [`Runsc::start`].
     pub fn ended(&self, finished: Finished) -> Ended {
-        let log = fs::read(self.log_path()).unwrap_or_default();
-        Ended { finished, log: String::from_utf8_lossy(&log).into_owned(), kind: self.kind }
+        Ended { finished, log: self.log(), kind: self.kind }
     }
 
     /// `runsc do -- PROGRAM ARGS...`

@@ -69,7 +69,7 @@ pub struct Control {
     progress: Arc<Progress>,
     pub(super) sentry: Sentry,
     pub(super) streams: Streams,
-    strace: Strace,
+    strace_size: u32,
     start: Mutex<Option<Sender<()>>>,
     /// No task of the container runs.
     paused: Mutex<bool>,
@@ -83,21 +83,21 @@ pub struct ControlParts {
     pub progress: Arc<Progress>,
     pub sentry: Sentry,
     pub streams: Streams,
-    /// As the sandbox was configured.
-    pub strace: Strace,
+    /// Bytes of a buffer that traces show.
+    pub strace_size: u32,
     pub start: Sender<()>,
 }
 
 impl Control {
     pub fn new(parts: ControlParts) -> Control {
-        let ControlParts { id, machine, progress, sentry, streams, strace, start } = parts;
+        let ControlParts { id, machine, progress, sentry, streams, strace_size, start } = parts;
         Control {
             id,
             machine,
             progress,
             sentry,
             streams,
-            strace,
+            strace_size,
             start: Mutex::new(Some(start)),
             paused: Mutex::default(),
             proxies: Mutex::default(),
@@ -117,8 +117,8 @@ impl Control {
         reply
     }
 
-    fn strace(&self, enabled: bool) -> Reply {
-        let strace = Strace { enabled, ..self.strace.clone() };
+    fn strace(&self, enabled: bool, only: Vec<String>) -> Reply {
+        let strace = Strace { enabled, only, max_size: self.strace_size };
         match self.sentry.call(&sentry_abi::control::Request::Strace(strace), ANSWER_LIMIT) {
             Ok(_) => Reply::Done,
             Err(error) => Reply::error(libc::EIO, format!("{error:#}")),
@@ -228,7 +228,12 @@ impl Handler for Control {
             Request::State { .. } => {
                 let known = self.progress.lock().clone();
                 let started = self.is_started();
-                Reply::State { started, running: started && known.status.is_none(), status: known.status }
+                Reply::State {
+                    started,
+                    running: started && known.status.is_none(),
+                    paused: self.is_paused(),
+                    status: known.status,
+                }
             }
             Request::WaitProcess { pid, .. } => exec::wait(&self.sentry, pid),
             Request::Proxies { .. } => {
@@ -236,7 +241,7 @@ impl Handler for Control {
             }
             Request::Pause { .. } => self.pause(&request, true),
             Request::Resume { .. } => self.pause(&request, false),
-            Request::Strace { enabled } => self.strace(enabled),
+            Request::Strace { enabled, only } => self.strace(enabled, only),
             Request::Shutdown => self.kill(libc::SIGKILL),
             other => self.ask(&other),
         }

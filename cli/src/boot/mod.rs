@@ -109,7 +109,7 @@ fn run(launch: Launch, channel: &Arc<Channel>, namespaces: libc::c_int) -> Resul
         opened.push(Stream::new(fd).with_context(|| format!("descriptor {}", stream.fd))?);
     }
     config.container.process.stdio = streams.config;
-    let strace = config.strace.clone();
+    let strace_size = config.strace.max_size;
 
     confine::limits();
     confine::empty_root(false);
@@ -142,7 +142,7 @@ fn run(launch: Launch, channel: &Arc<Channel>, namespaces: libc::c_int) -> Resul
         progress: progress.clone(),
         sentry: built.sentry,
         streams: built.streams,
-        strace,
+        strace_size,
         start: start.clone(),
     });
     let handler = Arc::new(handler);

@@ -20,6 +20,9 @@ use crate::{
     store::{Record, Store},
 };
 
+/// What names of these containers begin with.
+const PREFIX: &str = "do-";
+
 pub fn run(settings: Settings, matches: &ArgMatches) -> Result<i32> {
     let command: Vec<Vec<u8>> =
         matches.get_many::<OsString>("command").into_iter().flatten().map(|a| a.clone().into_vec()).collect();
@@ -58,6 +61,7 @@ pub fn run(settings: Settings, matches: &ArgMatches) -> Result<i32> {
     };
     let config = translate::sandbox_config(&settings, container);
     let store = Store::new(&settings.root);
+    store.sweep(PREFIX);
     let mut signals = Signals::new()?;
     let entry = store.create(&id)?;
     let record = Record::new(&id, &root, &root);
@@ -171,5 +175,5 @@ fn limits() -> Vec<Rlimit> {
 fn random_id() -> Result<String> {
     let mut bytes = [0u8; 8];
     rustix::rand::getrandom(&mut bytes[..], rustix::rand::GetRandomFlags::empty()).context("random numbers")?;
-    Ok(format!("do-{:016x}", u64::from_ne_bytes(bytes)))
+    Ok(format!("{PREFIX}{:016x}", u64::from_ne_bytes(bytes)))
 }

@@ -22,10 +22,16 @@ fn change(settings: &Settings, matches: &ArgMatches, pause: bool) -> Result<i32>
     let entry = Store::new(&settings.root).open(&id)?;
     let Some(mut record) = entry.load()? else { bail!("container {id} does not exist") };
     let (wanted, verb) = if pause { (Status::Running, "pause") } else { (Status::Paused, "resume") };
-    if record.status() != wanted {
-        bail!("cannot {verb} container {id}: it is {}", record.status().name());
+    let refused = |status: Status| format!("cannot {verb} container {id}: it is {}", status.name());
+    if !matches!(record.status(), Status::Running | Status::Paused) {
+        bail!(refused(record.status()));
     }
     let mut client = Client::connect(&entry.control_socket())?;
+    // A command that was killed may not have written what it had done.
+    record.paused = client.state(&id)?.1;
+    if record.status() != wanted {
+        bail!(refused(record.status()));
+    }
     if pause {
         client.pause(&id)?
     } else {

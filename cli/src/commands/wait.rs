@@ -1,6 +1,6 @@
 //! `runsc wait`: until a container has ended.
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::ArgMatches;
 use devices::control::Client;
 
@@ -8,11 +8,13 @@ use crate::{args, flags::Settings, sandbox, store::Store};
 
 pub fn run(settings: &Settings, matches: &ArgMatches) -> Result<i32> {
     let id = super::id(matches)?;
-    if args::os(matches, "pid").is_some() {
-        bail!("--pid: waiting for one process of a container is not supported yet");
-    }
     let store = Store::new(&settings.root);
     let record = store.read(&id)?;
+    if let Some(pid) = args::os(matches, "pid") {
+        let pid = pid.to_str().and_then(|pid| pid.parse::<i32>().ok()).filter(|pid| *pid > 0);
+        let pid = pid.context("--pid: not a process id")?;
+        return report(&id, Client::connect(&store.control_socket(&id)?)?.wait_process(&id, pid)?);
+    }
     let Some(process) = record.process else { bail!("container {id} is being made") };
     let asked = if process.alive() {
         let socket = store.control_socket(&id)?;
@@ -29,6 +31,10 @@ pub fn run(settings: &Settings, matches: &ArgMatches) -> Result<i32> {
             None => bail!("container {id}: its sandbox ended without a status"),
         },
     };
+    report(&id, status)
+}
+
+fn report(id: &str, status: i32) -> Result<i32> {
     let code = sandbox::exit_code(status);
     let text = serde_json::json!({"id": id, "exitStatus": code}).to_string();
     super::print(&format!("{text}\n"))?;

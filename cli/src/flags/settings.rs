@@ -78,6 +78,26 @@ impl Values {
         values
     }
 
+    /// Only what tells where messages go, out of arguments that are not understood as a whole.
+    pub fn of_log(args: &[std::ffi::OsString]) -> Values {
+        let mut values = Values::default();
+        for flag in ["log", "log-format"].iter().filter_map(|name| table::find(name)) {
+            let long = format!("--{}", flag.name);
+            for (i, arg) in args.iter().enumerate() {
+                let Some(rest) = arg.to_str().and_then(|arg| arg.strip_prefix(&long)) else { continue };
+                let value = match rest.strip_prefix('=') {
+                    Some(value) => Some(value),
+                    None if rest.is_empty() => args.get(i + 1).and_then(|value| value.to_str()),
+                    None => None,
+                };
+                if let Some(value) = value {
+                    values.set(flag, value);
+                }
+            }
+        }
+        values
+    }
+
     pub fn set(&mut self, flag: &'static Flag, value: &str) {
         self.0.retain(|(f, _)| f.name != flag.name);
         self.0.push((flag, value.to_owned()));

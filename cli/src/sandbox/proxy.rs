@@ -106,7 +106,10 @@ fn stand_alone(exec: Exec, client: Client, channel: Channel) -> ! {
             exit_now(super::FAILURE);
         }
     };
-    let _ = channel.send(&Report::Init { errno: 0, message: String::new() });
+    if channel.send(&Report::Init { errno: 0, message: String::new() }).is_err() {
+        // The command was killed: nobody will know of the process, which ends with its proxy.
+        exit_now(super::FAILURE);
+    }
     drop(channel);
     match proxy.stand(&mut signals) {
         Ok(status) => end_as(status),

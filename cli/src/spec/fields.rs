@@ -178,6 +178,11 @@ const FIELDS: &[Field] = &[
 /// Elements of a list and keys of an object.
 const MAX_ELEMENTS: usize = 65_536;
 
+/// Whether the field has an effect.
+pub fn is_applied(field: &str) -> bool {
+    FIELDS.iter().any(|f| f.0 == field && f.2 == Applied)
+}
+
 /// Checks types and effects; returns warnings.
 pub fn check(config: &Value) -> Result<Vec<String>> {
     let mut warnings = Vec::new();

@@ -1,6 +1,6 @@
 //! OCI bundles: config.json read, checked field by field, and translated into what the sandbox is told.
 pub mod bundle;
-mod fields;
+pub mod fields;
 pub mod mounts;
 pub mod names;
 pub mod process;

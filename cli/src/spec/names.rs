@@ -50,6 +50,11 @@ const CAPABILITIES: [&str; 41] = [
 pub const ALL_CAPABILITIES: u64 = (1 << CAPABILITIES.len()) - 1;
 pub const CAP_NET_RAW: u64 = 1 << 13;
 
+/// All capabilities as a config.json names them.
+pub fn capability_names() -> Vec<String> {
+    CAPABILITIES.iter().map(|name| format!("CAP_{name}")).collect()
+}
+
 /// The bit of a capability.
 pub fn capability(cap: Capability) -> Option<u64> {
     let name = cap.to_string();
@@ -80,6 +85,7 @@ pub fn rlimit(typ: PosixRlimitType) -> u32 {
 }
 
 /// What an option of a mount means.
+#[derive(Clone, Copy)]
 pub enum MountOption {
     Set(u64),
     Clear(u64),
@@ -89,33 +95,41 @@ pub enum MountOption {
     Bind,
 }
 
+pub const MOUNT_OPTIONS: &[(&str, MountOption)] = &[
+    ("ro", MountOption::Set(libc::MS_RDONLY)),
+    ("rw", MountOption::Clear(libc::MS_RDONLY)),
+    ("nosuid", MountOption::Set(libc::MS_NOSUID)),
+    ("suid", MountOption::Clear(libc::MS_NOSUID)),
+    ("nodev", MountOption::Set(libc::MS_NODEV)),
+    ("dev", MountOption::Clear(libc::MS_NODEV)),
+    ("noexec", MountOption::Set(libc::MS_NOEXEC)),
+    ("exec", MountOption::Clear(libc::MS_NOEXEC)),
+    ("sync", MountOption::Set(libc::MS_SYNCHRONOUS)),
+    ("async", MountOption::Clear(libc::MS_SYNCHRONOUS)),
+    ("dirsync", MountOption::Set(libc::MS_DIRSYNC)),
+    ("noatime", MountOption::Set(libc::MS_NOATIME)),
+    ("atime", MountOption::Clear(libc::MS_NOATIME)),
+    ("nodiratime", MountOption::Set(libc::MS_NODIRATIME)),
+    ("diratime", MountOption::Clear(libc::MS_NODIRATIME)),
+    ("relatime", MountOption::Set(libc::MS_RELATIME)),
+    ("norelatime", MountOption::Clear(libc::MS_RELATIME)),
+    ("strictatime", MountOption::Set(libc::MS_STRICTATIME)),
+    ("nostrictatime", MountOption::Clear(libc::MS_STRICTATIME)),
+    ("bind", MountOption::Bind),
+    ("rbind", MountOption::Bind),
+    ("defaults", MountOption::Propagation),
+    ("private", MountOption::Propagation),
+    ("rprivate", MountOption::Propagation),
+    ("slave", MountOption::Propagation),
+    ("rslave", MountOption::Propagation),
+    ("shared", MountOption::Propagation),
+    ("rshared", MountOption::Propagation),
+    ("unbindable", MountOption::Propagation),
+    ("runbindable", MountOption::Propagation),
+];
+
 pub fn mount_option(name: &str) -> Option<MountOption> {
-    use MountOption::{Bind, Clear, Propagation, Set};
-    Some(match name {
-        "ro" => Set(libc::MS_RDONLY),
-        "rw" => Clear(libc::MS_RDONLY),
-        "nosuid" => Set(libc::MS_NOSUID),
-        "suid" => Clear(libc::MS_NOSUID),
-        "nodev" => Set(libc::MS_NODEV),
-        "dev" => Clear(libc::MS_NODEV),
-        "noexec" => Set(libc::MS_NOEXEC),
-        "exec" => Clear(libc::MS_NOEXEC),
-        "sync" => Set(libc::MS_SYNCHRONOUS),
-        "async" => Clear(libc::MS_SYNCHRONOUS),
-        "dirsync" => Set(libc::MS_DIRSYNC),
-        "noatime" => Set(libc::MS_NOATIME),
-        "atime" => Clear(libc::MS_NOATIME),
-        "nodiratime" => Set(libc::MS_NODIRATIME),
-        "diratime" => Clear(libc::MS_NODIRATIME),
-        "relatime" => Set(libc::MS_RELATIME),
-        "norelatime" => Clear(libc::MS_RELATIME),
-        "strictatime" => Set(libc::MS_STRICTATIME),
-        "nostrictatime" => Clear(libc::MS_STRICTATIME),
-        "bind" | "rbind" => Bind,
-        "defaults" | "private" | "rprivate" | "slave" | "rslave" | "shared" | "rshared" | "unbindable"
-        | "runbindable" => Propagation,
-        _ => return None,
-    })
+    MOUNT_OPTIONS.iter().find(|(n, _)| *n == name).map(|(_, option)| *option)
 }
 
 #[cfg(test)]

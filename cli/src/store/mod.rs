@@ -13,6 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use devices::control::Client;
 use rustix::fs::{FlockOperation, flock};
 
 pub use container::{Record, Status};
@@ -98,7 +99,33 @@ impl Store {
     /// The state without waiting for a command that holds the lock: state files are replaced atomically.
     pub fn read(&self, id: &str) -> Result<Record> {
         let dir = self.path(id)?;
-        container::load(&dir.join(STATE_FILE))?.with_context(|| format!("container {id} does not exist"))
+        let mut record =
+            container::load(&dir.join(STATE_FILE))?.with_context(|| format!("container {id} does not exist"))?;
+        if record.status() == Status::Created
+            && let Ok((started, _)) = Client::connect(&dir.join(CONTROL_SOCKET)).and_then(|mut c| c.state(id))
+        {
+            // A command that was killed may not have written what it had done.
+            record.started = started;
+        }
+        Ok(record)
+    }
+
+    /// Removes what commands left that were killed: containers whose names begin with `prefix`, that have ended and that
+    /// nobody else is busy with.
+    pub fn sweep(&self, prefix: &str) {
+        let entries = fs::read_dir(&self.root).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        for name in names.filter(|name| name.starts_with(prefix)) {
+            let Ok(Some(entry)) = self.path(&name).and_then(|dir| Entry::lock(&dir, false)) else { continue };
+            let ended = match entry.load() {
+                Ok(Some(record)) => record.status() == Status::Stopped,
+                Ok(None) => true,
+                Err(_) => false,
+            };
+            if ended && let Err(error) = entry.remove() {
+                log::debug!("{error:#}");
+            }
+        }
     }
 
     /// All containers by name; damaged ones are told in the log.
@@ -233,6 +260,25 @@ mod tests {
         assert_eq!(store.read("a").expect("read").id, "a");
         store.open("a").expect("open").remove().expect("remove");
         assert!(store.find("a").expect("find").is_none());
+        fs::remove_dir_all(root).expect("clean up");
+    }
+
+    #[test]
+    fn a_sweep_takes_what_has_ended() {
+        let root = temporary("sweep");
+        let store = Store::new(&root);
+        let busy = store.create("do-busy").expect("create");
+        drop(store.create("do-left").expect("create"));
+        drop(store.create("other").expect("create"));
+        let running = store.create("do-running").expect("create");
+        let mut record = Record::new("do-running", Path::new("/b"), Path::new("/b/rootfs"));
+        record.process = HostProcess::of(std::process::id() as i32).ok();
+        running.save(&record).expect("save");
+        drop(running);
+        store.sweep("do-");
+        let left = |name: &str| root.join(name).exists();
+        assert!(left("do-busy") && !left("do-left") && left("other") && left("do-running"));
+        drop(busy);
         fs::remove_dir_all(root).expect("clean up");
     }
 

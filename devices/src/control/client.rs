@@ -166,8 +166,17 @@ impl Client {
         self.done(&Request::Resume { container: container.into() })
     }
 
-    pub fn strace(&mut self, enabled: bool) -> Result<()> {
-        self.done(&Request::Strace { enabled })
+    /// `only`: names of the system calls to trace; empty: all.
+    pub fn strace(&mut self, enabled: bool, only: Vec<String>) -> Result<()> {
+        self.done(&Request::Strace { enabled, only })
+    }
+
+    /// Whether the container was started, and whether it is paused.
+    pub fn state(&mut self, container: &str) -> Result<(bool, bool)> {
+        match self.call(&Request::State { container: container.into() })? {
+            Reply::State { started, paused, .. } => Ok((started, paused)),
+            other => bail!("unexpected reply to state: {other:?}"),
+        }
     }
 
     pub fn shutdown(&mut self) -> Result<()> {

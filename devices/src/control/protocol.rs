@@ -78,6 +78,9 @@ pub enum Request {
     /// Traces system calls in the log, or stops that; since version 2.
     Strace {
         enabled: bool,
+        /// Names of the calls; all when it is empty.
+        #[serde(default)]
+        only: Vec<String>,
     },
     /// Ends the sandbox and everything in it.
     Shutdown,
@@ -149,6 +152,8 @@ pub enum Reply {
     State {
         started: bool,
         running: bool,
+        #[serde(default)]
+        paused: bool,
         #[serde(default)]
         status: Option<i32>,
     },
@@ -229,7 +234,7 @@ mod tests {
         let mut frame = (body.len() as u32).to_le_bytes().to_vec();
         frame.extend_from_slice(body);
         let reply: Reply = receive(&mut &frame[..]).unwrap().unwrap();
-        assert_eq!(reply, Reply::State { started: true, running: true, status: None });
+        assert_eq!(reply, Reply::State { started: true, running: true, paused: false, status: None });
     }
 
     #[test]

@@ -40,6 +40,32 @@ fn help() {
 }
 
 #[test]
+fn what_engines_ask() {
+    let features: Value = serde_json::from_str(&output(&["features"])).expect("JSON");
+    assert_eq!(features["ociVersionMin"], "1.0.0");
+    assert!(features["mountOptions"].as_array().is_some_and(|options| options.iter().any(|o| o == "ro")));
+    assert!(features["linux"]["capabilities"].as_array().is_some_and(|caps| caps.iter().any(|c| c == "CAP_CHOWN")));
+    assert!(output(&["checkpoint", "--help"]).contains("not supported"));
+    assert!(output(&["completion", "bash"]).contains("complete "));
+    // The last of them counts.
+    let twice = output(&["--log-format=nonsense", "-log-format=json", "-platform", "kvm", "-platform=ptrace", "flags"]);
+    assert!(twice.contains("set to \"ptrace\""), "{twice}");
+}
+
+/// A command line that is not understood is told in the log, too.
+#[test]
+fn usage_errors_reach_the_log() {
+    let dir = host::TempDir::new("usage");
+    let log = dir.path().join("log");
+    let path = log.display().to_string();
+    runsc(&["-log", &path, "-log-format=json", "create", "--nonsense", "x"]).assert_code(128);
+    let line = std::fs::read_to_string(&log).expect("log");
+    let value: Value = serde_json::from_str(&line).expect("one line of JSON");
+    assert_eq!(value["level"], "error");
+    assert!(value["msg"].as_str().is_some_and(|msg| msg.contains("--nonsense")), "{line}");
+}
+
+#[test]
 fn system_call_table() {
     let text = output(&["help", "syscalls", "--format", "json"]);
     let table: Vec<Value> = serde_json::from_str(&text).expect("JSON");

@@ -234,6 +234,40 @@ fn run_ps(platform: &Platform) {
     assert_eq!(container.pids().len(), 1);
 }
 
+fn run_debug(platform: &Platform) {
+    let container = Container::start(platform, "while :; do sleep 0.1; done");
+    let debug = |flags: &[&str]| {
+        let args: Vec<&str> = ["debug"].iter().chain(flags).chain(&["c"]).copied().collect();
+        let output = container.runsc.command(&args).output().expect("debug");
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let (code, text) = debug(&["--ps", "--counters", "--stacks"]);
+    assert_eq!(code, Some(0), "{text}");
+    for part in ["PPID", "sentry.syscalls ", "process 1 task 1"] {
+        assert!(text.contains(part), "no {part:?} in {text}");
+    }
+    let traced = || container.runsc.log().matches("] wait4(").count();
+    assert_eq!(traced(), 0);
+    assert_eq!(debug(&["--strace=wait4,fork"]).0, Some(0));
+    wait_for("a trace", || traced() > 0);
+    assert_eq!(debug(&["--strace=off"]).0, Some(0));
+    let before = traced();
+    container.says(&["c", "sh", "-c", "sleep 0.3"], "");
+    // The call that was on its way may still tell its result.
+    assert!(traced() <= before + 1);
+    assert_eq!(debug(&["--strace=nothing"]).0, Some(128));
+    // A process inside, by its number there.
+    let pid = container.detached("exec sleep 1000");
+    let inside =
+        container.exec(&["c", "sh", "-c", "for p in /proc/[0-9]*; do read l < $p/cmdline; echo ${p#/proc/} $l; done"]);
+    let number = inside.stdout().lines().find_map(|l| l.strip_suffix(" sleep1000").map(str::to_owned));
+    let number = number.unwrap_or_else(|| panic!("no sleep: {}", inside.describe()));
+    container.done(&["kill", "--pid", &number, "c", "TERM"]);
+    assert_eq!(libc::WTERMSIG(wait(pid)), libc::SIGTERM);
+    let (code, errors) = container.runsc.detached(&["wait", "--pid", &number, "c"]);
+    assert!(code == 128 && errors.contains("not in the container"), "{code} {errors}");
+}
+
 /// The container's pid, as engines know it, takes signals for the container.
 fn run_signals_of_the_host(platform: &Platform) {
     let container = Container::start(platform, "trap 'exit 6' USR1; echo > /data/ready; while :; do sleep 0.1; done");
@@ -252,5 +286,6 @@ on_sandboxes! {
     proxies = run_proxies;
     pause = run_pause;
     ps = run_ps;
+    debug = run_debug;
     signals_of_the_host = run_signals_of_the_host;
 }

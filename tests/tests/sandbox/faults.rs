@@ -136,8 +136,33 @@ fn run_kill_while_starting(platform: &Platform) {
     assert_eq!(host::mounts_with(&path), Vec::<String>::new());
 }
 
+/// What a `do` that was killed leaves is removed by the next one.
+fn run_kill_do(platform: &Platform) {
+    let runsc = Runsc::new(platform.kind);
+    let mut running = runsc.start(&["do", "--", "sleep", "1000"]);
+    let states =
+        || fs::read_dir(runsc.state_dir()).into_iter().flatten().flatten().filter(|e| e.path().is_dir()).count();
+    for _ in 0..1000 * host::time_scale() {
+        if states() == 1 {
+            break;
+        }
+        sleep(Duration::from_millis(10));
+    }
+    assert!(states() == 1 && running.is_running());
+    let all = processes(&runsc, &[running.pid()]);
+    // SAFETY: kill touches no memory; the process is this test's child and has not been reaped.
+    unsafe { libc::kill(running.pid() as i32, libc::SIGKILL) };
+    running.finish(Duration::from_secs(10));
+    all_end(&all, "killed do");
+    assert_eq!(states(), 1);
+    let other = runsc.start(&["do", "--", "true"]).finish(Duration::from_secs(20));
+    assert_eq!(other.code(), 0, "{}", other.describe());
+    assert_eq!(states(), 0);
+}
+
 on_sandboxes! {
     kvm ignored: "kills of a VMM lock the emulated processor up";
     kill_each_process = run_kill_each;
     kill_while_starting = run_kill_while_starting;
+    kill_do = run_kill_do;
 }
