@@ -10,7 +10,6 @@ use crate::flags::table::{self, Kind};
 pub const LATER: &[&str] = &[
     "checkpoint",
     "cpu-features",
-    "events",
     "export-metrics",
     "metric-metadata",
     "mitigate",
@@ -20,7 +19,6 @@ pub const LATER: &[&str] = &[
     "statefile",
     "tar",
     "trace",
-    "update",
     "usage",
     "write-control",
 ];
@@ -116,6 +114,12 @@ fn creation(command: Command) -> Command {
         .arg(id())
 }
 
+fn update(command: Command) -> Command {
+    crate::commands::update::FLAGS
+        .iter()
+        .fold(command, |command, (flag, _, _, _, help)| command.arg(value(flag, "VALUE", help)))
+}
+
 pub fn command() -> Command {
     let root = Command::new("runsc")
         .about("An OCI container runtime that gives every container its own kernel")
@@ -163,6 +167,12 @@ pub fn command() -> Command {
                         .trailing_var_arg(true)
                         .allow_hyphen_values(true),
                 ),
+        )
+        .subcommand(
+            sub("events", "print what the host counts for a container, as JSON, again and again")
+                .arg(switch("stats", "once"))
+                .arg(value("interval", "TIME", "time between two lines; default 5s"))
+                .arg(id()),
         )
         .subcommand(
             sub("exec", "run another process in a container")
@@ -285,6 +295,11 @@ pub fn command() -> Command {
         .subcommand(sub("start", "start a container that create made").arg(id()))
         .subcommand(sub("state", "print a container's state as JSON").arg(id()))
         .subcommand(docker(sub("uninstall", "remove this runtime from the configuration of Docker")))
+        .subcommand(update(
+            sub("update", "give a container other limits")
+                .arg(value("resources", "FILE", "linux.resources as JSON; -: standard input").short('r'))
+                .arg(id()),
+        ))
         .subcommand(
             sub("wait", "wait for the end of a container and print its status")
                 .arg(value("pid", "PID", "wait for this process of it"))

@@ -1,11 +1,14 @@
 //! `runsc`: an OCI container runtime that gives every container its own kernel.
 mod args;
 mod boot;
+mod cgroup;
 mod commands;
 mod flags;
 mod gofer;
+mod hooks;
 mod host;
 mod logging;
+mod namespaces;
 mod platform;
 mod sandbox;
 mod spec;

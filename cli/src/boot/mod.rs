@@ -19,10 +19,12 @@ use vmm::machine::{MachineHandle, Outcome};
 
 use crate::{
     gofer::{self, Gofer},
+    hooks::Point,
     logging,
+    namespaces::IdMaps,
     sandbox::{
         self, FAILURE, Launch,
-        channel::{Channel, Report},
+        channel::{Channel, Command, Report},
         confine, handover,
         process::{self, Fork},
         signals::{self, Signals},
@@ -30,12 +32,12 @@ use crate::{
     },
 };
 use control::{Control, ControlParts};
-use machine::{Events, Host, Parts};
+use machine::{Events, Parts};
 
 /// In the new process; never returns to what it was forked from.
-pub fn main(launch: Launch, channel: Channel, namespaces: libc::c_int) -> ! {
+pub fn main(launch: Launch, channel: Channel, namespaces: libc::c_int, in_group: bool) -> ! {
     let channel = Arc::new(channel);
-    let code = match run(launch, &channel, namespaces) {
+    let code = match run(launch, &channel, namespaces, in_group) {
         Ok(code) => code,
         Err(error) => {
             let message = format!("{error:#}");
@@ -48,15 +50,19 @@ pub fn main(launch: Launch, channel: Channel, namespaces: libc::c_int) -> ! {
     process::exit_now(code)
 }
 
-fn run(launch: Launch, channel: &Arc<Channel>, namespaces: libc::c_int) -> Result<i32> {
+fn run(mut launch: Launch, channel: &Arc<Channel>, namespaces: libc::c_int, in_group: bool) -> Result<i32> {
     if launch.foreground {
         confine::die_with_parent();
     }
+    // Before anything is done that the groups should count.
+    std::mem::take(&mut launch.cgroup).enter(in_group)?;
     signals::reset();
     // In the foreground the command passes them on.
     let caught = if launch.foreground { None } else { Some(Signals::new()?) };
     logging::init(&launch.settings, "boot", &launch.id)?;
-    if namespaces & libc::CLONE_NEWUSER != 0 {
+    if launch.surroundings.waits() {
+        settle(&mut launch, channel)?;
+    } else if namespaces & libc::CLONE_NEWUSER != 0 {
         confine::map_user(launch.user);
     }
     if namespaces & libc::CLONE_NEWNS == 0 {
@@ -67,12 +73,13 @@ fn run(launch: Launch, channel: &Arc<Channel>, namespaces: libc::c_int) -> Resul
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
         .context("make a socket pair")?;
     let gofer_events = Events::new(1)?;
+    let mapped = launch.surroundings.namespaces.user.is_some();
     let Launch {
         id,
         mut config,
         roots,
         vcpus,
-        backend,
+        host,
         streams,
         foreground,
         own_terminal,
@@ -86,12 +93,12 @@ fn run(launch: Launch, channel: &Arc<Channel>, namespaces: libc::c_int) -> Resul
     match made.context("make the gofer")? {
         Fork::Child => {
             drop(ours);
-            gofer::main(Gofer { roots, events: gofer_events, vmm_socket: theirs, settings, id })
+            drop(host);
+            gofer::main(Gofer { mapped, roots, events: gofer_events, vmm_socket: theirs, settings, id })
         }
         Fork::Parent(_) => {}
     }
     drop((theirs, roots));
-    let host = Host::open(backend)?;
 
     let mut keep = vec![0, 1, 2, channel.as_fd().as_raw_fd(), ours.as_raw_fd()];
     keep.extend(gofer_events.descriptors());
@@ -111,6 +118,10 @@ fn run(launch: Launch, channel: &Arc<Channel>, namespaces: libc::c_int) -> Resul
     config.container.process.stdio = streams.config;
     let strace_size = config.strace.max_size;
 
+    if mapped {
+        // Until here it was the host's root, whose logs and streams were to be opened.
+        IdMaps::become_root()?;
+    }
     confine::limits();
     confine::empty_root(false);
     confine::drop_privileges();
@@ -180,6 +191,26 @@ fn run(launch: Launch, channel: &Arc<Channel>, namespaces: libc::c_int) -> Resul
     progress.ended(status);
     let _ = channel.send(&Report::Ended { status });
     Ok(sandbox::exit_code(status))
+}
+
+/// Waits for the host's part and runs the hooks that belong here: in the container's namespaces, with the host's files
+/// still in reach.
+fn settle(launch: &mut Launch, channel: &Channel) -> Result<()> {
+    let pid = match channel.receive()? {
+        Some(Command::Proceed { pid }) => pid,
+        other => anyhow::bail!("expected to be told to proceed, not {other:?}"),
+    };
+    let surroundings = &launch.surroundings;
+    if let Some(subject) = &surroundings.subject
+        && !surroundings.hooks.at(Point::CreateContainer).is_empty()
+    {
+        // What they mount is this container's.
+        confine::private_mounts()?;
+        let as_root = surroundings.namespaces.user.is_some();
+        surroundings.hooks.run_inside(subject, pid, as_root)?;
+        launch.roots = sandbox::clone_roots(&surroundings.roots)?;
+    }
+    Ok(())
 }
 
 /// What tests read to know which path ran.

@@ -57,6 +57,8 @@ fn watch(channel: &Channel, gofer: &OwnedFd, machine: &MachineHandle, start: &Se
             Ok(Some(Command::Start)) => {
                 let _ = start.send(());
             }
+            // It came before this thread began.
+            Ok(Some(Command::Proceed { .. })) => {}
             Ok(Some(Command::Detach)) => {
                 attached = false;
                 let _ = channel.send(&Report::Detached);

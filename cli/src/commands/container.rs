@@ -15,9 +15,11 @@ use sentry_abi::config::{Mount, MountSource};
 
 use crate::{
     args,
+    boot::machine::Host,
+    cgroup,
     flags::Settings,
     platform,
-    sandbox::{self, Launch, Sandbox, pid_file, stdio::Streams, terminal},
+    sandbox::{self, Launch, Sandbox, Surroundings, pid_file, stdio::Streams, terminal},
     spec::{
         bundle::{self, Bundle},
         mounts::HostRoot,
@@ -75,6 +77,7 @@ impl Call {
         let rootfs = plan.roots.first().map(|r| r.path.clone()).unwrap_or_default();
         let mut record = Record::new(&self.id, &self.bundle.dir, &rootfs);
         record.annotations = self.bundle.spec.annotations().clone().unwrap_or_default().into_iter().collect();
+        record.hooks = plan.surroundings.hooks.clone();
         let making = Making {
             entry,
             record,
@@ -84,6 +87,8 @@ impl Call {
             streams,
             foreground,
             own_terminal: self.console_socket.is_some(),
+            cgroup: plan.cgroup,
+            surroundings: plan.surroundings,
         };
         let made = make(making, settings)?;
         if let Some(path) = &self.pid_file
@@ -138,11 +143,15 @@ pub struct Making<'a> {
     pub foreground: bool,
     /// Its terminal is a new one.
     pub own_terminal: bool,
+    /// Control groups to make.
+    pub cgroup: Option<cgroup::Plan>,
+    pub surroundings: Surroundings,
 }
 
 /// Makes a sandbox and writes its state; a failure leaves neither.
 pub fn make(making: Making<'_>, settings: Settings) -> Result<Made> {
-    let Making { entry, mut record, mut config, roots, vcpus, streams, foreground, own_terminal } = making;
+    let Making { entry, mut record, mut config, roots, vcpus, streams, foreground, own_terminal, cgroup, surroundings } =
+        making;
     let launched = (|| {
         let backend = platform::choose(settings.platform, &settings.root)?;
         let host_roots = roots;
@@ -160,12 +169,16 @@ pub fn make(making: Making<'_>, settings: Settings) -> Result<Made> {
         let control = bind(&control_path)?;
         config.container.process.terminal &= streams.stdin_is_terminal();
         record.platform = backend.name().into();
+        let cgroup = match cgroup {
+            Some(plan) => plan.make(|cgroup| cgroup::save(&entry.dir, cgroup))?.join()?,
+            None => cgroup::Join::default(),
+        };
         let sandbox = sandbox::launch(Launch {
             id: record.id.clone(),
             config,
             roots,
             vcpus,
-            backend,
+            host: Host::open(backend)?,
             streams,
             foreground,
             own_terminal,
@@ -174,6 +187,8 @@ pub fn make(making: Making<'_>, settings: Settings) -> Result<Made> {
             exit_file: entry.exit_file()?,
             settings,
             user: (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw()),
+            cgroup,
+            surroundings,
         })?;
         record.process = Some(sandbox.process);
         // In the foreground nobody sees it before it is started.
@@ -184,19 +199,24 @@ pub fn make(making: Making<'_>, settings: Settings) -> Result<Made> {
     match launched {
         Ok(sandbox) => Ok(Made { sandbox, entry, record }),
         Err(error) => {
-            let _ = entry.remove();
+            give_up(entry, &record);
             Err(error)
         }
     }
 }
 
 impl Made {
-    /// Removes the state of a container that did not come to be.
+    /// Removes what there is of a container that did not come to be.
     pub fn undo(self) {
         drop(self.sandbox);
-        if let Err(error) = self.entry.remove() {
-            log::warn!("{error:#}");
-        }
+        give_up(self.entry, &self.record);
+    }
+}
+
+fn give_up(entry: Entry, record: &Record) {
+    record.hooks.run_poststop(&record.subject());
+    if let Err(error) = entry.remove() {
+        log::warn!("{error:#}");
     }
 }
 

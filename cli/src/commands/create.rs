@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use clap::ArgMatches;
-use devices::control::Client;
+use devices::control::{Client, SignalTarget};
 
 use super::container::Call;
 use crate::{
@@ -35,5 +35,10 @@ pub fn start(settings: &Settings, matches: &ArgMatches) -> Result<i32> {
     client.start(&id).map_err(InitError::from_control)?;
     record.started = true;
     entry.save(&record)?;
+    if let Err(error) = record.poststart() {
+        // The container does not outlive it; who waits for it sees its end.
+        let _ = client.signal(&id, SignalTarget::Init, libc::SIGKILL as u32);
+        return Err(error);
+    }
     Ok(0)
 }

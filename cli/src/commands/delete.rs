@@ -61,5 +61,6 @@ pub fn delete(store: &Store, id: &str, force: bool) -> Result<()> {
     {
         bail!("container {id}: its sandbox (pid {}) does not end", process.pid);
     }
+    record.hooks.run_poststop(&record.subject());
     entry.remove()
 }

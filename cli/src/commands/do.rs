@@ -15,7 +15,7 @@ use crate::{
     args,
     flags::Settings,
     host,
-    sandbox::{InitError, signals::Signals, stdio::Streams},
+    sandbox::{InitError, Surroundings, signals::Signals, stdio::Streams},
     spec::{mounts::Mounts, names, translate},
     store::{Record, Store},
 };
@@ -74,6 +74,8 @@ pub fn run(settings: Settings, matches: &ArgMatches) -> Result<i32> {
         streams,
         foreground: true,
         own_terminal: false,
+        cgroup: None,
+        surroundings: Surroundings::default(),
     };
     let made = container::make(making, settings)?;
     match run::foreground(made, &store, &mut signals, false) {

@@ -6,6 +6,7 @@ mod create;
 mod debug;
 mod delete;
 mod r#do;
+mod events;
 mod exec;
 mod features;
 mod flags;
@@ -18,6 +19,7 @@ mod ps;
 mod run;
 mod spec;
 mod state;
+pub mod update;
 mod wait;
 
 pub use help::overview as help_overview;
@@ -34,6 +36,7 @@ pub fn dispatch(name: &str, settings: Settings, matches: &ArgMatches) -> Result<
         "debug" => debug::run(&settings, matches),
         "delete" => delete::run(&settings, matches),
         "do" => r#do::run(settings, matches),
+        "events" => events::run(&settings, matches),
         "exec" => exec::run(settings, matches),
         "features" => features::run(),
         "flags" => flags::run(&settings),
@@ -49,6 +52,7 @@ pub fn dispatch(name: &str, settings: Settings, matches: &ArgMatches) -> Result<
         "start" => create::start(&settings, matches),
         "state" => state::run(&settings, matches),
         "uninstall" => install::uninstall(matches),
+        "update" => update::run(&settings, matches),
         "wait" => wait::run(&settings, matches),
         "boot" | "gofer" => bail!("{name} is internal: run, create and do make the processes of a sandbox"),
         // Engines ask for the help of a command to find out whether it exists.

@@ -35,7 +35,8 @@ pub fn run(settings: Settings, matches: &ArgMatches) -> Result<i32> {
 /// Records that the container's process runs.
 fn started(made: &mut Made) -> Result<()> {
     made.record.started = true;
-    made.entry.save(&made.record)
+    made.entry.save(&made.record)?;
+    made.record.poststart()
 }
 
 /// From the start of a container to its end; the exit code.

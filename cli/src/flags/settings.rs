@@ -54,6 +54,8 @@ pub struct Settings {
     pub watchdog_panics: bool,
     pub cpu_num_from_quota: bool,
     pub allow_flag_override: bool,
+    pub systemd_cgroup: bool,
+    pub ignore_cgroups: bool,
     pub version: bool,
     /// What it was made from, for overrides.
     values: Values,
@@ -196,6 +198,8 @@ impl Settings {
             watchdog_panics: text("watchdog-action") == "panic",
             cpu_num_from_quota: boolean("cpu-num-from-quota"),
             allow_flag_override: boolean("allow-flag-override"),
+            systemd_cgroup: boolean("systemd-cgroup"),
+            ignore_cgroups: boolean("ignore-cgroups"),
             version: boolean("version"),
             values: Values::default(),
             given,
@@ -328,7 +332,7 @@ mod tests {
         assert!(with(&[("profile", "true")]).is_err());
         assert!(with(&[("profile", "false")]).is_ok());
         assert!(with(&[("debug-log-fd", "3")]).is_err());
-        assert_eq!(with(&[("systemd-cgroup", "true")]).expect("ignored").warnings.len(), 1);
+        assert_eq!(with(&[("log-packets", "true")]).expect("ignored").warnings.len(), 1);
         assert!(with(&[("overlay", "true"), ("file-access", "shared")]).is_err());
         let s = with(&[("platform", "systrap")]).expect("alias");
         assert_eq!((s.platform, s.warnings.len()), (Platform::Ptrace, 1));

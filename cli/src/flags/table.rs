@@ -67,7 +67,7 @@ pub const GLOBAL: &[Flag] = &[
     flag("panic-log-fd", Int, "-1", Internal, "descriptor of the panic log, for boot and gofer only"),
     flag("alsologtostderr", Bool, "false", Applied, "send log messages to stderr too"),
     flag("version", Bool, "false", Applied, "print the version and exit"),
-    flag("systemd-cgroup", Bool, "false", Ignored("containers have no cgroup yet"), "use systemd for cgroups"),
+    flag("systemd-cgroup", Bool, "false", Applied, "use systemd for cgroups"),
     flag("strace", Bool, "false", Applied, "trace the application's system calls"),
     flag("strace-syscalls", Text, "", Applied, "comma-separated list of calls to trace; all if empty"),
     flag("strace-log-size", Int, "1024", Applied, "bytes of a buffer that a trace shows"),

@@ -11,11 +11,14 @@ use crate::{
     boot::machine::Events,
     flags::Settings,
     logging,
+    namespaces::IdMaps,
     sandbox::{confine, handover, process, signals},
 };
 
 /// What the VMM gives the gofer it makes.
 pub struct Gofer {
+    /// It is in a user namespace with ids of its own.
+    pub mapped: bool,
     pub roots: Vec<Root>,
     pub events: Events,
     pub vmm_socket: OwnedFd,
@@ -45,6 +48,11 @@ fn run(gofer: Gofer) -> Result<()> {
     keep.extend(gofer.events.descriptors());
     keep.push(gofer.vmm_socket.as_raw_fd());
     process::close_all_but(&keep)?;
+    if gofer.mapped {
+        IdMaps::become_root()?;
+        // A change of user has undone it.
+        confine::die_with_parent();
+    }
 
     confine::limits();
     confine::empty_root(true);

@@ -15,6 +15,8 @@ const MAX_MESSAGE: usize = 64 << 10;
 /// To the sandbox.
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 pub enum Command {
+    /// The host has done its part; the sandbox, whose process has this pid there, goes on.
+    Proceed { pid: i32 },
     /// Begin the container's process.
     Start,
     /// Live on without the command.

@@ -48,7 +48,7 @@ pub fn empty_root(proc_fds: bool) -> bool {
 
 fn make_empty_root(proc_fds: bool) -> Result<()> {
     rustix::fs::stat(PLACE).context(PLACE)?;
-    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).context("private mounts")?;
+    private_mounts()?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     let process = if proc_fds { Some(own_descriptors()?) } else { None };
     mount("runsc", PLACE, "tmpfs", flags, c"size=64k,mode=0555").context("mount tmpfs")?;
@@ -64,6 +64,11 @@ fn make_empty_root(proc_fds: bool) -> Result<()> {
     chdir("/").context("/")?;
     mount_remount("/", MountFlags::BIND | MountFlags::RDONLY | flags, c"").context("read-only root")?;
     Ok(())
+}
+
+/// Nothing that is mounted in this process's namespace is seen in another.
+pub fn private_mounts() -> Result<()> {
+    mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).context("private mounts")
 }
 
 /// A mount of this process's /proc/self/fd that is attached nowhere. The directory is its root, so that nothing else of

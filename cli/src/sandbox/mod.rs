@@ -17,19 +17,32 @@ pub mod signals;
 pub mod stdio;
 pub mod terminal;
 
-use std::{fs::File, os::unix::net::UnixListener, path::PathBuf};
+use std::{
+    fs::File,
+    os::{fd::AsFd, unix::net::UnixListener},
+    path::PathBuf,
+};
 
 use anyhow::{Context, Result, anyhow, bail};
 use devices::control::{Client, SignalTarget};
 use rustix::{
     event::{PollFd, PollFlags, poll},
-    fs::{FileType, Mode, OFlags},
+    fs::{CWD, FileType, Mode, OFlags},
     io::Errno,
+    mount::{OpenTreeFlags, open_tree},
     process::{Pid, WaitOptions, waitpid},
 };
 use sentry_abi::config::SandboxConfig;
 
-use crate::{boot, flags::Settings, platform::Backend, spec::mounts::HostRoot, store::HostProcess};
+use crate::{
+    boot::{self, machine::Host},
+    cgroup,
+    flags::Settings,
+    hooks::{Hooks, Point, Subject},
+    namespaces::Namespaces,
+    spec::mounts::HostRoot,
+    store::HostProcess,
+};
 use channel::{Channel, Command, Report};
 use process::Fork;
 use signals::Signals;
@@ -44,7 +57,7 @@ pub struct Launch {
     pub config: SandboxConfig,
     pub roots: Vec<devices::gofer::Root>,
     pub vcpus: u32,
-    pub backend: Backend,
+    pub host: Host,
     pub streams: Streams,
     /// Ends with the command that made it.
     pub foreground: bool,
@@ -58,6 +71,38 @@ pub struct Launch {
     pub settings: Settings,
     /// Effective user and group of the caller.
     pub user: (u32, u32),
+    pub cgroup: cgroup::Join,
+    pub surroundings: Surroundings,
+}
+
+/// What a container asks of the host around its sandbox.
+#[derive(Default)]
+pub struct Surroundings {
+    pub namespaces: Namespaces,
+    pub hooks: Hooks,
+    /// What hooks are told; none where there are none.
+    pub subject: Option<Subject>,
+    /// What the gofer serves, to be opened again behind hooks that may have mounted something there.
+    pub roots: Vec<HostRoot>,
+}
+
+impl Surroundings {
+    /// Whether the sandbox waits for [`Command::Proceed`] once it has its namespaces.
+    pub fn waits(&self) -> bool {
+        self.namespaces.user.is_some() || self.hooks.before_create()
+    }
+
+    /// The host's part, when the process `pid` has its namespaces and has done nothing in them.
+    fn prepare(&self, pid: i32) -> Result<()> {
+        if let Some(maps) = &self.namespaces.user {
+            maps.write(pid)?;
+        }
+        if let Some(subject) = &self.subject {
+            self.hooks.run(Point::Prestart, subject, pid)?;
+            self.hooks.run(Point::CreateRuntime, subject, pid)?;
+        }
+        Ok(())
+    }
 }
 
 /// A sandbox that this command has made.
@@ -116,9 +161,24 @@ pub fn open_roots(roots: &[HostRoot]) -> Result<Vec<devices::gofer::Root>> {
     Ok(opened)
 }
 
-/// The namespaces of a sandbox, from most to least.
-fn namespaces() -> Vec<(libc::c_int, &'static str)> {
+/// As [`open_roots`], with what is mounted there in this process's mount namespace; it stays when the namespace is emptied.
+pub fn clone_roots(roots: &[HostRoot]) -> Result<Vec<devices::gofer::Root>> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+    let clone = |root: &HostRoot| {
+        let fd =
+            open_tree(CWD, &root.path, flags).with_context(|| format!("{}: {}", root.what, root.path.display()))?;
+        Ok(devices::gofer::Root { fd, readonly: root.readonly })
+    };
+    roots.iter().map(clone).collect()
+}
+
+/// The namespaces of a sandbox, from most to least, without those that it joins. One with ids of its own needs them.
+fn namespaces(asked: &Namespaces) -> Vec<(libc::c_int, &'static str)> {
     let all = libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
+    let all = all & !asked.joined();
+    if asked.user.is_some() {
+        return vec![(all | libc::CLONE_NEWUSER | libc::CLONE_NEWCGROUP, "namespaces with ids of their own")];
+    }
     vec![
         (all | libc::CLONE_NEWCGROUP, "mount, pid, net, ipc, uts and cgroup namespaces"),
         (all | libc::CLONE_NEWUSER, "user, mount, pid, net, ipc and uts namespaces"),
@@ -131,32 +191,60 @@ fn namespaces() -> Vec<(libc::c_int, &'static str)> {
 pub fn launch(launch: Launch) -> Result<Sandbox> {
     process::check_single_threaded()?;
     let (ours, theirs) = Channel::pair()?;
+    let left = launch.surroundings.namespaces.enter()?;
+    for name in crate::namespaces::interfaces().iter().filter(|_| launch.surroundings.namespaces.joined() != 0) {
+        log::warn!(
+            "network interface {name}: not supported yet; it is left alone, and the container has only a loopback"
+        );
+    }
     let mut refused = Vec::new();
-    for (flags, name) in namespaces() {
-        match process::fork(flags) {
-            Ok(Fork::Child) => {
+    let mut made = None;
+    for (flags, name) in namespaces(&launch.surroundings.namespaces) {
+        match fork(flags, &launch.cgroup) {
+            Ok((Fork::Child, in_group)) => {
                 drop(ours);
-                boot::main(launch, theirs, flags)
+                boot::main(launch, theirs, flags, in_group)
             }
-            Ok(Fork::Parent(pid)) => {
-                for reason in &refused {
-                    log::debug!("confinement: missing: {reason}");
-                }
-                log::debug!("confinement: {name}");
-                return Ok(Sandbox {
-                    process: HostProcess::of(pid.as_raw_nonzero().get())?,
-                    pid,
-                    channel: ours,
-                    control_path: launch.control_path,
-                    id: launch.id,
-                    terminal: launch.config.container.process.terminal,
-                    reaped: false,
-                });
+            Ok((Fork::Parent(pid), _)) => {
+                made = Some((pid, name));
+                break;
             }
             Err(error) => refused.push(format!("{name}: {error}")),
         }
     }
-    Err(anyhow!("make the sandbox's process: {}", refused.join("; ")))
+    let back = left.back();
+    let Some((pid, name)) = made else { return Err(anyhow!("make the sandbox's process: {}", refused.join("; "))) };
+    for reason in &refused {
+        log::debug!("confinement: missing: {reason}");
+    }
+    log::debug!("confinement: {name}");
+    let pid_number = pid.as_raw_nonzero().get();
+    let sandbox = Sandbox {
+        process: HostProcess::of(pid_number)?,
+        pid,
+        channel: ours,
+        control_path: launch.control_path,
+        id: launch.id,
+        terminal: launch.config.container.process.terminal,
+        reaped: false,
+    };
+    back?;
+    if launch.surroundings.waits() {
+        launch.surroundings.prepare(pid_number)?;
+        // Where it has ended, it has said why.
+        let _ = sandbox.channel.send(&Command::Proceed { pid: pid_number });
+    }
+    Ok(sandbox)
+}
+
+/// Also says whether the process was made in its group of version 2.
+fn fork(flags: libc::c_int, join: &cgroup::Join) -> std::io::Result<(Fork, bool)> {
+    if let Some(group) = &join.group
+        && let Ok(made) = process::fork_into(flags, group.as_fd())
+    {
+        return Ok((made, true));
+    }
+    Ok((process::fork(flags)?, false))
 }
 
 impl Sandbox {

@@ -1,9 +1,12 @@
 //! Making processes that go on in this program: fork with namespaces, and closing what is not theirs.
 
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 
 use anyhow::{Context, Result, bail};
 use rustix::process::Pid;
+
+/// Of <linux/sched.h>; 33 bits wide.
+const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
 /// Which side of a fork this is.
 pub enum Fork {
@@ -16,7 +19,21 @@ pub fn fork(namespaces: libc::c_int) -> std::io::Result<Fork> {
     let flags = (namespaces | libc::SIGCHLD) as libc::c_ulong;
     // SAFETY: without CLONE_VM and with a null stack this is fork(2): the child has a copy of everything. The callers are
     // single-threaded (checked below), so no lock can be held by a thread that the child lacks.
-    let pid = unsafe { libc::syscall(libc::SYS_clone, flags, 0usize, 0usize, 0usize, 0usize) };
+    made(unsafe { libc::syscall(libc::SYS_clone, flags, 0usize, 0usize, 0usize, 0usize) })
+}
+
+/// As [`fork`], into a control group of version 2.
+pub fn fork_into(namespaces: libc::c_int, group: BorrowedFd<'_>) -> std::io::Result<Fork> {
+    // SAFETY: all fields of this structure are numbers, for which 0 means nothing special.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = namespaces as u64 | CLONE_INTO_CGROUP;
+    args.exit_signal = libc::SIGCHLD as u64;
+    args.cgroup = group.as_raw_fd() as u64;
+    // SAFETY: as in `fork`; the kernel reads the structure, which lives until the call returns.
+    made(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) })
+}
+
+fn made(pid: libc::c_long) -> std::io::Result<Fork> {
     match pid {
         -1 => Err(std::io::Error::last_os_error()),
         0 => Ok(Fork::Child),

@@ -12,8 +12,12 @@ use super::{
     names,
 };
 use crate::{
+    cgroup,
     flags::{Settings, settings::Overlay},
+    hooks::{Hooks, Subject},
     host,
+    namespaces::Namespaces,
+    sandbox::Surroundings,
 };
 
 /// HOST_NAME_MAX and the length of a domain name that Linux keeps.
@@ -23,7 +27,10 @@ const ARG_MAX: usize = 128 << 10;
 /// Tasks of a sandbox without a limit of its own. Each address space may cost the host a process.
 pub const DEFAULT_PIDS: u32 = 4096;
 const MAX_PIDS: u32 = 32_768;
-const MIN_MEMORY: u64 = 16 << 20;
+/// What an application gets at least.
+pub const MIN_MEMORY: u64 = 16 << 20;
+/// What of a memory limit is the sandbox's own: the VMM, the gofer, the sentry's memory and what the host keeps for them.
+pub const MEMORY_OVERHEAD: u64 = 24 << 20;
 /// Application memory has 37 bits of guest-physical addresses at most.
 const MAX_MEMORY: u64 = 128 << 30;
 
@@ -34,6 +41,8 @@ pub struct Plan {
     pub vcpus: u32,
     pub terminal: bool,
     pub console_size: Option<(u16, u16)>,
+    pub cgroup: Option<cgroup::Plan>,
+    pub surroundings: Surroundings,
     pub warnings: Vec<String>,
 }
 
@@ -120,10 +129,32 @@ pub fn plan(id: &str, bundle: &Bundle, settings: &Settings) -> Result<Plan> {
     {
         vcpus = vcpus.min(cpus.max(2));
     }
+    let mut namespaces = Namespaces::of(spec)?;
+    let hooks = Hooks::of(spec)?;
     let mut warnings = bundle.warnings.clone();
     warnings.append(&mut mounts.warnings);
+    warnings.append(&mut namespaces.warnings);
+    let cgroup = if settings.ignore_cgroups {
+        None
+    } else {
+        Some(cgroup::Plan::new(&cgroup::Request {
+            id,
+            root: &settings.root,
+            path: linux.and_then(|l| l.cgroups_path().as_deref()),
+            systemd: settings.systemd_cgroup,
+            resources: linux.and_then(|l| l.resources().as_ref()),
+            overhead: cgroup::Overhead::new(vcpus),
+        })?)
+    };
     Ok(Plan {
         config,
+        surroundings: Surroundings {
+            namespaces,
+            hooks,
+            subject: Some(Subject::new(id, &bundle.dir, spec.annotations().iter().flatten())),
+            roots: mounts.roots.clone(),
+        },
+        cgroup,
         roots: mounts.roots,
         vcpus,
         terminal: process.terminal().unwrap_or(false),
@@ -165,7 +196,8 @@ fn limits(spec: &Spec) -> Result<Limits> {
     let Some(resources) = spec.linux().as_ref().and_then(|l| l.resources().as_ref()) else { return Ok(limits) };
     // Zero and negative values mean no limit in all of these.
     if let Some(limit) = resources.memory().as_ref().and_then(|m| m.limit()).filter(|l| *l > 0) {
-        limits.memory = Some((limit as u64).max(MIN_MEMORY));
+        cgroup::check_memory(limit)?;
+        limits.memory = Some(limit as u64 - MEMORY_OVERHEAD);
     }
     if let Some(limit) = resources.pids().as_ref().map(|p| p.limit()).filter(|l| *l > 0) {
         limits.pids = Some(u32::try_from(limit).unwrap_or(u32::MAX).min(MAX_PIDS));
@@ -333,6 +365,6 @@ mod tests {
         let mut json = config(serde_json::json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ["a"]}));
         json["linux"] = serde_json::json!({"resources": {"memory": {"limit": 67108864}, "pids": {"limit": 50}}});
         let plan = plan_of(json).expect("plan");
-        assert_eq!((plan.config.memory_limit, plan.config.pids_limit), (64 << 20, 50));
+        assert_eq!((plan.config.memory_limit, plan.config.pids_limit), ((64 << 20) - MEMORY_OVERHEAD, 50));
     }
 }

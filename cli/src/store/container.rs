@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use super::HostProcess;
+use crate::hooks::{Hooks, Point, Subject};
 
 /// Raised when an older runsc would misread the file.
 const VERSION: u32 = 1;
@@ -61,6 +62,8 @@ pub struct Record {
     pub paused: bool,
     #[serde(default)]
     pub platform: String,
+    #[serde(default)]
+    pub hooks: Hooks,
 }
 
 impl Record {
@@ -77,7 +80,18 @@ impl Record {
             started: false,
             paused: false,
             platform: String::new(),
+            hooks: Hooks::default(),
         }
+    }
+
+    /// What hooks are told about it.
+    pub fn subject(&self) -> Subject {
+        Subject::new(&self.id, &self.bundle, self.annotations.iter())
+    }
+
+    /// Runs the hooks that follow the start.
+    pub fn poststart(&self) -> Result<()> {
+        self.hooks.run(Point::Poststart, &self.subject(), self.pid())
     }
 
     pub fn status(&self) -> Status {

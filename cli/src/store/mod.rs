@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail};
 use devices::control::Client;
 use rustix::fs::{FlockOperation, flock};
 
+use crate::cgroup;
 pub use container::{Record, Status};
 pub use process::HostProcess;
 
@@ -153,6 +154,11 @@ impl Store {
         Ok(self.path(id)?.join(CONTROL_SOCKET))
     }
 
+    /// The directory of a container's state.
+    pub fn state_dir(&self, id: &str) -> Result<PathBuf> {
+        self.path(id)
+    }
+
     /// The wait status a container ended with.
     pub fn exit_status(&self, id: &str) -> Result<Option<i32>> {
         let path = self.path(id)?.join(EXIT_FILE);
@@ -214,6 +220,7 @@ impl Entry {
     }
 
     fn clean(&self) -> Result<()> {
+        cgroup::load(&self.dir)?.remove()?;
         for entry in fs::read_dir(&self.dir).with_context(|| self.dir.display().to_string())? {
             let path = entry.with_context(|| self.dir.display().to_string())?.path();
             fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
@@ -221,8 +228,12 @@ impl Entry {
         Ok(())
     }
 
-    /// Removes the container's state.
+    /// Removes the container's control groups, with what is left in them, and its state.
     pub fn remove(self) -> Result<()> {
+        match cgroup::load(&self.dir) {
+            Ok(cgroup) => cgroup.remove()?,
+            Err(error) => log::warn!("{error:#}"),
+        }
         // The state goes first: a directory without one is nobody's container, however far this comes.
         let _ = fs::remove_file(self.dir.join(STATE_FILE));
         match fs::remove_dir_all(&self.dir) {

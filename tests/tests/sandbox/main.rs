@@ -3,6 +3,7 @@
 mod abi;
 mod bad_input;
 mod bundles;
+mod bundles_host;
 mod cli;
 mod exec;
 mod faults;
