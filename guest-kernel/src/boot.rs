@@ -8,13 +8,13 @@ use core::{
 
 use sentry_abi::{
     boot::BootParams,
-    config::{ContainerConfig, SandboxConfig},
+    config::{ContainerConfig, ProcessConfig, SandboxConfig},
 };
 
 use crate::{
     arch, drivers,
-    errno::{ENOTDIR, Error, Result},
-    fs::{FdTable, FsContext, namei::Caller, program, stdio},
+    errno::{Error, Result},
+    fs::{FdTable, FsContext, program, stdio},
     log, mm, sched, syscall,
     task::{self, Creds, Resources},
     time,
@@ -83,19 +83,12 @@ fn run_init(container: &ContainerConfig, fs: Arc<FsContext>) -> Result<()> {
         arch::host::init_result(error.errno().0, message.as_bytes());
         error
     };
-    let caller = Caller { root: fs.root(), cwd: fs.root(), creds: creds.clone(), umask: fs.umask() };
-    let cwd = if container.process.cwd.is_empty() { b"/" } else { &container.process.cwd[..] };
-    let directory = caller
-        .walk(None)
-        .resolve(cwd, true)
-        .map_err(|e| failed(&alloc::format!("working directory {}", String::from_utf8_lossy(cwd)), e))?;
-    if !directory.inode().is_dir() {
-        return Err(failed(&alloc::format!("working directory {}", String::from_utf8_lossy(cwd)), ENOTDIR));
-    }
-    fs.set_cwd(directory.clone());
-    let caller = Caller { cwd: directory, ..caller };
+    let caller =
+        task::launch::enter(&fs, creds.clone(), &container.process).map_err(|(error, what)| failed(&what, error))?;
+    let env = task::launch::environment(&caller, &container.process);
+    let process = ProcessConfig { env, ..container.process.clone() };
     let resources = Resources { files: files.clone(), fs, creds };
-    task::init::start_init(container, resources, &mut |path| program::open(&caller, None, path, true))?;
+    task::init::start_init(&process, resources, &mut |path| program::open(&caller, None, path, true))?;
     // It runs once this CPU has booted: its descriptors are there in time.
     if let Some(init) = task::table::process(task::table::INIT) {
         stdio::install(&container.process, &files, &init).map_err(|e| failed("standard streams", e))?;

@@ -62,6 +62,11 @@ pub fn setup(config: &ContainerConfig) -> Result<Arc<FsContext>, SetupError> {
     for mount in others {
         add(&caller, mount).map_err(|e| failed(mount, e))?;
     }
+    let cwd = &config.process.cwd;
+    if !cwd.is_empty() {
+        let failed = |e| SetupError::new(format!("working directory {}", String::from_utf8_lossy(cwd)), e);
+        mount_point(&caller, cwd, true).map_err(failed)?;
+    }
     root.set_flags(MountFlags::from_bits_truncate(root_config.flags));
     for path in &config.masked_paths {
         mask(&caller, path).map_err(|e| SetupError::new(format!("mask {path}"), e))?;
@@ -122,7 +127,7 @@ fn add(caller: &Caller, config: &MountConfig) -> Result<()> {
     Mount::of(fs, inode, &source, MountFlags::from_bits_truncate(config.flags)).attach(&point)
 }
 
-/// The place of a mount; made if it does not exist, as engines expect.
+/// The place of a mount, or the working directory; made if it does not exist, as engines expect.
 fn mount_point(caller: &Caller, target: &[u8], dir: bool) -> Result<Path> {
     let mut walk = Walk::new(caller.root.clone(), caller.root.clone(), &caller.creds);
     match walk.resolve(target, true) {

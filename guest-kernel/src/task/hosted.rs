@@ -12,14 +12,14 @@ use super::{
     current::{self, NewTask},
     exec,
     exit::{self, exited},
-    init,
+    init, launch,
     table::{self, INIT, Table},
 };
 use crate::{
     arch::xstate::XsaveArea,
     drivers::control::Ticket,
-    errno::{EAGAIN, EINVAL, ENOTDIR, ESRCH, Error, Result, text},
-    fs::{FdTable, FsContext, namei::Caller, program, stdio},
+    errno::{EAGAIN, EINVAL, ESRCH, Error, Result, text},
+    fs::{FdTable, FsContext, program, stdio},
     mm::kmem,
     sched,
     sync::SpinLock,
@@ -100,24 +100,16 @@ fn load(cur: &mut Current, config: &ProcessConfig) -> Result<(), (Error, String)
     let named = |what: &str, error: Error| (error, format!("{what}: {}", text(error.errno())));
     // First, because the descriptors are closed with the process.
     stdio::install(config, &task.files(), &task.process).map_err(|e| named("standard streams", e))?;
-    let (fs, creds) = (task.fs(), task.creds());
-    let caller = Caller { root: fs.root(), cwd: fs.root(), creds, umask: fs.umask() };
-    let cwd = if config.cwd.is_empty() { b"/" } else { &config.cwd[..] };
-    let no_cwd = |error| named(&format!("working directory {}", String::from_utf8_lossy(cwd)), error);
-    let directory = caller.walk(None).resolve(cwd, true).map_err(no_cwd)?;
-    if !directory.inode().is_dir() {
-        return Err(no_cwd(ENOTDIR));
-    }
-    fs.set_cwd(directory.clone());
-    let caller = Caller { cwd: directory, ..caller };
+    let caller = launch::enter(&task.fs(), task.creds(), config).map_err(|(error, what)| named(&what, error))?;
+    let env = launch::environment(&caller, config);
     let name = config.args.first().map_or(&b""[..], Vec::as_slice);
     let failed = |error| (error, init::failure(name, error));
     if name.is_empty() {
         return Err(failed(EINVAL));
     }
     let open: exec::Open<'_> = &mut |path| program::open(&caller, None, path, true);
-    let (path, file) = exec::search(name, init::search_path(&config.env), open).map_err(failed)?;
-    let request = exec::Request { file, path, argv: config.args.clone(), envp: config.env.clone() };
+    let (path, file) = exec::search(name, init::search_path(&env), open).map_err(failed)?;
+    let request = exec::Request { file, path, argv: config.args.clone(), envp: env };
     let limits = *task.process.limits.lock();
     let image = exec::load(request, &caller.creds, &limits, 0, open).map_err(failed)?;
     exec::commit(cur, image).map_err(failed)

@@ -3,7 +3,7 @@
 use alloc::{string::String, sync::Arc, vec::Vec};
 use core::fmt::Write;
 
-use sentry_abi::config::{ContainerConfig, ProcessConfig};
+use sentry_abi::config::ProcessConfig;
 
 use super::{
     Limits, Process, Resources, Session, Task, current,
@@ -20,16 +20,16 @@ use crate::{
 
 /// Creates the container's init process with these descriptors, root and working directory. `open` opens programs as that
 /// process. Failures have been reported to the host when this returns them.
-pub fn start_init(config: &ContainerConfig, resources: Resources, open: Open<'_>) -> Result<()> {
+pub fn start_init(config: &ProcessConfig, resources: Resources, open: Open<'_>) -> Result<()> {
     ORIGIN.call_once(|| resources.fs.copy());
-    match create(&config.process, resources, open) {
+    match create(config, resources, open) {
         Ok(task) => {
             arch::host::init_result(0, b"");
             sched::start(task);
             Ok(())
         }
         Err(error) => {
-            let what = config.process.args.first().map_or(&b""[..], Vec::as_slice);
+            let what = config.args.first().map_or(&b""[..], Vec::as_slice);
             let message = failure(what, error);
             crate::warn!("{message}");
             arch::host::init_result(error.errno().0, message.as_bytes());

@@ -13,6 +13,7 @@ pub mod hosted;
 pub mod ids;
 pub mod info;
 pub mod init;
+pub mod launch;
 pub mod limits;
 pub mod pidfd;
 pub mod prctl;
