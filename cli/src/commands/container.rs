@@ -160,7 +160,7 @@ pub fn make(making: Making<'_>, settings: Settings) -> Result<Made> {
             && root.readonly
             && !config.container.mounts.first().is_some_and(is_overlay)
         {
-            sandbox::mount_points::make(opened.fd.as_fd(), &config.container.mounts, |mount| match mount.source {
+            sandbox::mount_points::make(opened.fd.as_fd(), &config.container, |mount| match mount.source {
                 MountSource::Gofer { index, .. } => host_roots.get(index as usize).is_some_and(|r| r.path.is_file()),
                 _ => false,
             })?;

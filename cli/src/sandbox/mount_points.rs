@@ -1,4 +1,4 @@
-//! Mount points that a root which stays read-only lacks.
+//! Mount points, and the working directory, that a root which stays read-only lacks.
 //!
 //! The sandbox makes missing mount points itself where it may write. In a read-only root nobody behind the gofer may, so they
 //! are made here, as runc does, before anything is confined. Paths resolve below the root only (RESOLVE_IN_ROOT).
@@ -10,16 +10,21 @@ use rustix::{
     fs::{Mode, OFlags, ResolveFlags, mkdirat, openat, openat2},
     io::Errno,
 };
-use sentry_abi::config::Mount;
+use sentry_abi::config::{ContainerConfig, Mount};
 
-/// Makes what is missing of the targets of `mounts`, all but the root's own. `is_file` tells whether a mount shows a file.
-pub fn make(root: BorrowedFd<'_>, mounts: &[Mount], is_file: impl Fn(&Mount) -> bool) -> Result<()> {
-    for mount in mounts.iter().skip(1) {
-        // Below another mount the place is not in this root.
-        let covered = mounts[1..].iter().any(|m| m.target != mount.target && below(&mount.target, &m.target));
-        if !covered {
-            make_one(root, &mount.target, is_file(mount)).with_context(|| format!("mount point {}", mount.target))?;
-        }
+/// Makes what is missing of the targets of the mounts, all but the root's own, and of the working directory. `is_file`
+/// tells whether a mount shows a file.
+pub fn make(root: BorrowedFd<'_>, container: &ContainerConfig, is_file: impl Fn(&Mount) -> bool) -> Result<()> {
+    let mounts = container.mounts.get(1..).unwrap_or_default();
+    // Below another mount a place is not in this root.
+    let covered = |path: &str| mounts.iter().any(|m| below(path, &m.target));
+    for mount in mounts.iter().filter(|mount| !covered(&mount.target)) {
+        make_one(root, &mount.target, is_file(mount)).with_context(|| format!("mount point {}", mount.target))?;
+    }
+    if let Ok(cwd) = std::str::from_utf8(&container.process.cwd)
+        && !covered(&format!("{cwd}/"))
+    {
+        make_one(root, cwd, false).with_context(|| format!("working directory {cwd}"))?;
     }
     Ok(())
 }
@@ -64,7 +69,7 @@ fn find(root: BorrowedFd<'_>, path: &str) -> Result<OwnedFd, Errno> {
 mod tests {
     use std::{fs, os::unix::fs::symlink};
 
-    use sentry_abi::config::MountSource;
+    use sentry_abi::config::{MountSource, ProcessConfig};
 
     use super::*;
 
@@ -78,12 +83,17 @@ mod tests {
         fs::create_dir_all(root.join("inside")).unwrap();
         symlink("/inside", root.join("link")).unwrap();
         let fd = fs::File::open(&root).unwrap();
-        let mounts = ["/", "/proc", "/link/deep/er", "/proc/covered", "/etc/name"].map(mount);
-        make(fd.as_fd(), &mounts, |m| m.target == "/etc/name").unwrap();
+        let process = ProcessConfig { cwd: b"/work/here".to_vec(), ..Default::default() };
+        let mounts = ["/", "/proc", "/link/deep/er", "/proc/covered", "/etc/name"].map(mount).to_vec();
+        let mut container = ContainerConfig { process, mounts, ..Default::default() };
+        make(fd.as_fd(), &container, |m| m.target == "/etc/name").unwrap();
+        assert!(root.join("work/here").is_dir());
         assert!(root.join("proc").is_dir() && root.join("inside/deep/er").is_dir());
         assert!(root.join("etc/name").is_file() && !root.join("proc/covered").exists());
         // Once more changes nothing.
-        make(fd.as_fd(), &mounts, |_| false).unwrap();
+        container.process.cwd = b"/proc/1".to_vec();
+        make(fd.as_fd(), &container, |_| false).unwrap();
+        assert!(!root.join("proc/1").exists());
         fs::remove_dir_all(root).unwrap();
     }
 }

@@ -1,6 +1,6 @@
 //! What a process that the host asks for starts with, beside its program: a working directory and a home.
 
-use alloc::{string::String, sync::Arc, vec, vec::Vec};
+use alloc::{collections::BTreeMap, string::String, sync::Arc, vec, vec::Vec};
 
 use sentry_abi::config::ProcessConfig;
 
@@ -39,15 +39,28 @@ fn as_root(caller: &Caller) -> Caller {
     Caller { root: caller.root.clone(), cwd: caller.root.clone(), creds: Arc::new(Creds::root()), umask: caller.umask }
 }
 
-/// The environment, with a HOME if it has none: the user's in /etc/passwd, or `/`.
+/// The environment: of entries with one name the last, and a HOME if there is none: the user's in /etc/passwd, or `/`.
 pub fn environment(caller: &Caller, config: &ProcessConfig) -> Vec<Vec<u8>> {
-    let mut env = config.env.clone();
-    if !env.iter().any(|entry| entry.starts_with(b"HOME=")) {
+    let mut env = last_of_each(&config.env);
+    if !env.iter().any(|entry| name(entry) == b"HOME") {
         let passwd = read_passwd(caller).unwrap_or_default();
         let home = home_of(&passwd, config.uid).unwrap_or(b"/");
         env.push([b"HOME=", home].concat());
     }
     env
+}
+
+fn name(entry: &[u8]) -> &[u8] {
+    entry.split(|&b| b == b'=').next().unwrap_or(entry)
+}
+
+fn last_of_each(env: &[Vec<u8>]) -> Vec<Vec<u8>> {
+    let last: BTreeMap<&[u8], usize> = env.iter().enumerate().map(|(at, entry)| (name(entry), at)).collect();
+    env.iter()
+        .enumerate()
+        .filter(|(at, entry)| last.get(name(entry)) == Some(at))
+        .map(|(_, entry)| entry.clone())
+        .collect()
 }
 
 fn read_passwd(caller: &Caller) -> Result<Vec<u8>> {
@@ -77,6 +90,12 @@ fn home_of(passwd: &[u8], uid: u32) -> Option<&[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_entry_of_a_name_counts() {
+        let env = ["A=1", "PATH=/bin", "A=2", "B", "PATH=/usr/bin=x"].map(|entry| entry.as_bytes().to_vec());
+        assert_eq!(last_of_each(&env), [&b"A=2"[..], b"B", b"PATH=/usr/bin=x"]);
+    }
 
     #[test]
     fn home_is_the_sixth_field_of_the_users_line() {

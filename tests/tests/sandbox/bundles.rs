@@ -50,6 +50,18 @@ fn run_process_fields(platform: &Platform) {
     says(platform, &bundle, "1000\n1001\n/data\nsome value\nsandbox\n0027\nNoNewPrivs:1\n");
 }
 
+/// The working directory is made, also in a root that is read-only; HOME comes from /etc/passwd; of two values the last counts.
+fn run_what_is_filled_in(platform: &Platform) {
+    let mut bundle = shell("pwd; echo $HOME; echo $A");
+    fs::write(bundle.root().join("etc/passwd"), "root:x:0:0::/:\nme:x:1000:1000::/data/home:/bin/sh\n").expect("write");
+    let process = &mut bundle.config["process"];
+    process["user"] = json!({ "uid": 1000, "gid": 1000 });
+    process["cwd"] = json!("/data/made/here");
+    process["env"] = json!(["PATH=/bin", "A=1", "A=2"]);
+    bundle.config["root"]["readonly"] = json!(true);
+    says(platform, &bundle, "/data/made/here\n/data/home\n2\n");
+}
+
 fn run_limits(platform: &Platform) {
     let mut bundle = shell("ulimit -n; ulimit -Hn; ulimit -c");
     bundle.config["process"]["rlimits"] = json!([
@@ -334,6 +346,7 @@ fn run_cost_of_a_system_call(platform: &Platform) {
 on_sandboxes! {
     static_program = run_static_program;
     process_fields = run_process_fields;
+    what_is_filled_in = run_what_is_filled_in;
     limits = run_limits;
     root_is_written_through = run_root_is_written_through;
     overlay_keeps_the_root = run_overlay_keeps_the_root;
