@@ -281,6 +281,148 @@ static void affinity(void) {
     OK(sched_yield());
 }
 
-TESTS(T(value_differs), T(errors), T(timeouts), T(wake_counts), T(requeue), T(wake_op), T(between_processes), T(interrupted), T(mutexes),
+static uint32_t pi_word;
+
+static long pi(int op, struct timespec *t) { return syscall(SYS_futex, &pi_word, op | FUTEX_PRIVATE_FLAG, 0, t, 0, 0); }
+
+static void *take_and_give(void *arg) {
+    OK(pi(FUTEX_LOCK_PI, NULL));
+    EQ(pi_word & FUTEX_TID_MASK, syscall(SYS_gettid));
+    *(int *)arg += 1;
+    OK(pi(FUTEX_UNLOCK_PI, NULL));
+    return NULL;
+}
+
+static void owner_in_the_word(void) {
+    uint32_t me = syscall(SYS_gettid);
+    OK(pi(FUTEX_LOCK_PI, NULL));
+    EQ(pi_word, me);
+    ERR(pi(FUTEX_LOCK_PI, NULL), EDEADLK);
+    ERR(pi(FUTEX_TRYLOCK_PI, NULL), EDEADLK);
+    int done = 0;
+    pthread_t t;
+    EQ(pthread_create(&t, NULL, take_and_give, &done), 0);
+    while (!(*(volatile uint32_t *)&pi_word & FUTEX_WAITERS)) sleep_ms(1);
+    EQ(done, 0);
+    OK(pi(FUTEX_UNLOCK_PI, NULL));
+    EQ(pthread_join(t, NULL), 0);
+    EQ(done, 1);
+    EQ(pi_word, 0);
+    ERR(pi(FUTEX_UNLOCK_PI, NULL), EPERM);
+    OK(pi(FUTEX_TRYLOCK_PI, NULL));
+    OK(pi(FUTEX_UNLOCK_PI, NULL));
+    // Of nobody who lives.
+    pi_word = 0x3ffffff0;
+    ERR(pi(FUTEX_LOCK_PI, NULL), ESRCH);
+    pi_word = 0;
+}
+
+static void *hold(void *arg) {
+    OK(pi(FUTEX_LOCK_PI, NULL));
+    *(volatile int *)arg = 1;
+    while (*(volatile int *)arg == 1) sleep_ms(1);
+    OK(pi(FUTEX_UNLOCK_PI, NULL));
+    return NULL;
+}
+
+static void owner_keeps_it_too_long(void) {
+    volatile int state = 0;
+    pthread_t t;
+    EQ(pthread_create(&t, NULL, hold, (void *)&state), 0);
+    while (state == 0) sleep_ms(1);
+    ERR(pi(FUTEX_TRYLOCK_PI, NULL), EAGAIN);
+    struct timespec until;
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += 30000000;
+    if (until.tv_nsec >= 1000000000) {
+        until.tv_nsec -= 1000000000;
+        until.tv_sec++;
+    }
+    ERR(pi(FUTEX_LOCK_PI, &until), ETIMEDOUT);
+    state = 2;
+    EQ(pthread_join(t, NULL), 0);
+    OK(pi(FUTEX_LOCK_PI, NULL));
+    OK(pi(FUTEX_UNLOCK_PI, NULL));
+}
+
+static pthread_mutex_t pi_mutex;
+static long pi_count;
+
+static void *count_up(void *arg) {
+    for (int i = 0; i < 2000; i++) {
+        EQ(pthread_mutex_lock(&pi_mutex), 0);
+        pi_count++;
+        if (i % 50 == 0) sched_yield();
+        EQ(pthread_mutex_unlock(&pi_mutex), 0);
+    }
+    return arg;
+}
+
+static void *lock_and_end(void *arg) {
+    EQ(pthread_mutex_lock(&pi_mutex), 0);
+    *(volatile int *)arg = 1;
+    sleep_ms(60);
+    return NULL;
+}
+
+static void priority_inheriting_mutex(void) {
+    pthread_mutexattr_t a;
+    pthread_mutexattr_init(&a);
+    EQ(pthread_mutexattr_setprotocol(&a, PTHREAD_PRIO_INHERIT), 0);
+    EQ(pthread_mutex_init(&pi_mutex, &a), 0);
+    pthread_t t[4];
+    for (int i = 0; i < 4; i++) EQ(pthread_create(&t[i], NULL, count_up, NULL), 0);
+    for (int i = 0; i < 4; i++) EQ(pthread_join(t[i], NULL), 0);
+    EQ(pi_count, 8000);
+    EQ(pthread_mutexattr_setrobust(&a, PTHREAD_MUTEX_ROBUST), 0);
+    EQ(pthread_mutex_init(&pi_mutex, &a), 0);
+    volatile int locked = 0;
+    EQ(pthread_create(&t[0], NULL, lock_and_end, (void *)&locked), 0);
+    while (!locked) sleep_ms(1);
+    EQ(pthread_mutex_lock(&pi_mutex), EOWNERDEAD);
+    EQ(pthread_mutex_consistent(&pi_mutex), 0);
+    EQ(pthread_mutex_unlock(&pi_mutex), 0);
+    EQ(pthread_join(t[0], NULL), 0);
+    EQ(pthread_mutex_lock(&pi_mutex), 0);
+    EQ(pthread_mutex_unlock(&pi_mutex), 0);
+}
+
+struct waitv {
+    uint64_t val, addr;
+    uint32_t flags, reserved;
+};
+
+static uint32_t words[3];
+
+static void *wake_second(void *arg) {
+    while (syscall(SYS_futex, &words[1], FUTEX_WAKE_PRIVATE, 1, 0, 0, 0) == 0) sleep_ms(1);
+    return arg;
+}
+
+static void any_of_several(void) {
+    struct waitv w[3];
+    for (int i = 0; i < 3; i++) w[i] = (struct waitv){0, (uintptr_t)&words[i], 2 | FUTEX_PRIVATE_FLAG, 0};
+    struct timespec until;
+    clock_gettime(CLOCK_MONOTONIC, &until);
+    ERR(syscall(SYS_futex_waitv, w, 3, 0, &until, CLOCK_MONOTONIC), ETIMEDOUT);
+    ERR(syscall(SYS_futex_waitv, w, 0, 0, NULL, 0), EINVAL);
+    ERR(syscall(SYS_futex_waitv, w, 129, 0, NULL, 0), EINVAL);
+    ERR(syscall(SYS_futex_waitv, w, 3, 1, NULL, 0), EINVAL);
+    w[2].val = 1;
+    ERR(syscall(SYS_futex_waitv, w, 3, 0, NULL, 0), EAGAIN);
+    // Nobody is left waiting.
+    EQ(syscall(SYS_futex, &words[0], FUTEX_WAKE_PRIVATE, 9, 0, 0, 0), 0);
+    w[2].val = 0;
+    w[2].reserved = 1;
+    ERR(syscall(SYS_futex_waitv, w, 3, 0, NULL, 0), EINVAL);
+    w[2].reserved = 0;
+    pthread_t t;
+    EQ(pthread_create(&t, NULL, wake_second, NULL), 0);
+    EQ(syscall(SYS_futex_waitv, w, 3, 0, NULL, 0), 1);
+    EQ(pthread_join(t, NULL), 0);
+    EQ(syscall(SYS_futex, &words[2], FUTEX_WAKE_PRIVATE, 9, 0, 0, 0), 0);
+}
+
+TESTS(T(owner_in_the_word), T(owner_keeps_it_too_long), T(priority_inheriting_mutex), T(any_of_several), T(value_differs), T(errors), T(timeouts), T(wake_counts), T(requeue), T(wake_op), T(between_processes), T(interrupted), T(mutexes),
       T(condition_variables), T(thread_local_storage), T(many_threads), T(robust_mutex), T(robust_mutex_of_a_killed_process),
       T(semaphores), T(affinity))

@@ -190,5 +190,24 @@ static void big_directory(void) {
     EQ(count, 3002);
 }
 
-TESTS(T(fork_bomb_bounded_by_rlimit), T(fork_bomb), T(descriptors), T(address_space), T(memory), T(temporary_files), T(threads),
+// A second of CPU time, whatever the clock says.
+static void cpu_time(void) {
+    CHILD_PID(pid) {
+        struct rlimit l = {1, 3};
+        OK(setrlimit(RLIMIT_CPU, &l));
+        CHILD_PID(heir) {
+            OK(getrlimit(RLIMIT_CPU, &l));
+            EQ(l.rlim_cur, 1);
+            for (volatile long i = 0;; i++) {}
+        }
+        int status;
+        EQ(waitpid(heir, &status, 0), heir);
+        TRUE(WIFSIGNALED(status));
+        EQ(WTERMSIG(status), SIGXCPU);
+        _exit(0);
+    }
+    reap_ok(pid);
+}
+
+TESTS(T(cpu_time), T(fork_bomb_bounded_by_rlimit), T(fork_bomb), T(descriptors), T(address_space), T(memory), T(temporary_files), T(threads),
       T(path_depth), T(big_directory))

@@ -450,7 +450,65 @@ static void splicing(void) {
     ERR(splice(fd, NULL, fd, NULL, 3, 0), EINVAL);
 }
 
-TESTS(T(write_then_read), T(reader_waits), T(writer_waits_for_room), T(end_of_file), T(broken_pipe), T(nonblocking), T(atomic_writes),
+// O_DIRECT: each write is one packet, and a read takes one at most.
+static void packets(void) {
+    OK(pipe2(p, O_DIRECT | O_NONBLOCK));
+    TRUE(fcntl(p[1], F_GETFL) & O_DIRECT);
+    EQ(write(p[1], "first", 5), 5);
+    EQ(write(p[1], "second", 6), 6);
+    char b[100];
+    EQ(read(p[0], b, 3), 3);
+    EQ(memcmp(b, "fir", 3), 0);
+    EQ(read(p[0], b, 100), 6);
+    EQ(memcmp(b, "second", 6), 0);
+    ERR(read(p[0], b, 100), EAGAIN);
+    // Longer than PIPE_BUF: several packets.
+    static char big[3 * 4096], got[3 * 4096];
+    EQ(write(p[1], big, 2 * 4096 + 10), 2 * 4096 + 10);
+    EQ(read(p[0], got, sizeof got), 4096);
+    EQ(read(p[0], got, sizeof got), 4096);
+    EQ(read(p[0], got, sizeof got), 10);
+    // As many as there are pages.
+    int n = 0;
+    while (write(p[1], "x", 1) == 1) n++;
+    EQ(errno, EAGAIN);
+    EQ(n, 16);
+    OK(fcntl(p[1], F_SETFL, O_NONBLOCK));
+    for (int i = 0; i < 16; i++) EQ(read(p[0], b, 100), 1);
+    EQ(write(p[1], "a", 1), 1);
+    EQ(write(p[1], "b", 1), 1);
+    EQ(read(p[0], b, 100), 2);
+}
+
+static void teeing(void) {
+    int q[2];
+    OK(pipe(p));
+    OK(pipe(q));
+    ERR(tee(p[0], p[1], 10, 0), EINVAL);
+    ERR(tee(p[0], q[1], 10, SPLICE_F_NONBLOCK), EAGAIN);
+    ERR(tee(p[1], q[1], 10, 0), EBADF);
+    EQ(write(p[1], "hello", 5), 5);
+    EQ(tee(p[0], q[1], 100, 0), 5);
+    EQ(tee(p[0], q[1], 2, 0), 2);
+    char b[16] = {0};
+    EQ(read(q[0], b, 16), 7);
+    STREQ(b, "hellohe");
+    memset(b, 0, sizeof b);
+    EQ(read(p[0], b, 16), 5);
+    STREQ(b, "hello");
+    CHILD_PID(pid) {
+        sleep_ms(30);
+        EQ(write(p[1], "late", 4), 4);
+        _exit(0);
+    }
+    close(p[1]);
+    EQ(tee(p[0], q[1], 16, 0), 4);
+    reap_ok(pid);
+    EQ(read(p[0], b, 16), 4);
+    EQ(tee(p[0], q[1], 16, 0), 0);
+}
+
+TESTS(T(packets), T(teeing), T(write_then_read), T(reader_waits), T(writer_waits_for_room), T(end_of_file), T(broken_pipe), T(nonblocking), T(atomic_writes),
       T(vectors), T(poll_states), T(poll_waits), T(select_states), T(signals_and_poll), T(fifo_in_the_file_system),
       T(reopened), T(hangup_of_a_fifo), T(many_round_trips), T(event_counters),
       T(epoll_sets), T(splicing))

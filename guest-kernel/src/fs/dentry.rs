@@ -14,7 +14,10 @@ use core::sync::atomic::{
 
 use hashbrown::HashMap;
 
-use super::{FileType, Inode, NewAttr, NewNode, RenameFlags};
+use super::{
+    FileType, Inode, NewAttr, NewNode, RenameFlags,
+    inotify::{self, event},
+};
 use crate::{
     errno::{EBUSY, EEXIST, EINVAL, EISDIR, ENOENT, ENOTDIR, ENOTEMPTY, Result},
     sync::{Mutex, MutexGuard, SpinLock},
@@ -225,7 +228,9 @@ impl Dentry {
             Ok(_) => Err(EEXIST),
             Err(ENOENT) => {
                 let inode = self.inode.create(name, node, attr)?;
-                Ok(self.enter(directory, name, inode))
+                let made = self.enter(directory, name, inode);
+                inotify::notify_entry(&self.inode, name, made.inode(), event::CREATE);
+                Ok(made)
             }
             Err(error) => Err(error),
         }
@@ -239,6 +244,8 @@ impl Dentry {
             Err(ENOENT) => {
                 self.inode.link(name, target)?;
                 self.enter(directory, name, target.clone());
+                inotify::notify_inode(target, event::ATTRIB);
+                inotify::notify_entry(&self.inode, name, target, event::CREATE);
                 Ok(())
             }
             Err(error) => Err(error),
@@ -273,6 +280,7 @@ impl Dentry {
             self.inode.unlink(name, &child.inode)?;
             self.remove_child(directory, name);
         }
+        inotify::notify_removed(&self.inode, name, &child.inode);
         Ok(())
     }
 
@@ -359,8 +367,14 @@ pub fn rename(
     let replaced = new_directory.children.lock().names.remove(new_name);
     drop(replaced);
     place(&source, new_dir, new_directory, new_name);
-    if let (Some(target), true) = (&target, flags.contains(RenameFlags::EXCHANGE)) {
-        place(target, old_dir, old_directory, old_name);
+    inotify::notify_moved((&old_dir.inode, old_name), (&new_dir.inode, new_name), &source.inode);
+    match &target {
+        Some(target) if flags.contains(RenameFlags::EXCHANGE) => {
+            place(target, old_dir, old_directory, old_name);
+            inotify::notify_moved((&new_dir.inode, new_name), (&old_dir.inode, old_name), &target.inode);
+        }
+        Some(target) => inotify::notify_replaced(&target.inode),
+        None => {}
     }
     Ok(())
 }

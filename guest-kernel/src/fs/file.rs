@@ -11,7 +11,11 @@ use core::{
 
 use bitflags::bitflags;
 
-use super::{FileType, Inode, MountFlags, Path, Stat, locks, tmpfs};
+use super::{
+    FileType, Inode, MountFlags, Path, Stat,
+    inotify::{event, notify},
+    locks, tmpfs,
+};
 use crate::{
     errno::{EACCES, EBADF, EFBIG, EINVAL, EISDIR, ENODEV, ENOTDIR, ENOTTY, ENXIO, EPERM, ESPIPE, Result},
     mm::{
@@ -301,8 +305,21 @@ impl File {
         if self.writable() { Ok(()) } else { Err(EBADF) }
     }
 
+    /// Tells watchers what was read or written, if anything was.
+    #[inline]
+    fn transferred(&self, result: Result<usize>, event: u32) -> Result<usize> {
+        if matches!(result, Ok(n) if n > 0) {
+            notify(&self.path.dentry, event);
+        }
+        result
+    }
+
     /// read(2): at the position, which moves.
     pub fn read(&self, dst: &mut IoDst<'_>) -> Result<usize> {
+        self.transferred(self.do_read(dst), event::ACCESS)
+    }
+
+    fn do_read(&self, dst: &mut IoDst<'_>) -> Result<usize> {
         self.check_read()?;
         if self.ops.keeps_position() {
             return self.ops.read(self, dst, OWN_POSITION);
@@ -318,6 +335,10 @@ impl File {
 
     /// write(2): at the position or the end (O_APPEND).
     pub fn write(&self, src: &mut IoSrc<'_>) -> Result<usize> {
+        self.transferred(self.do_write(src), event::MODIFY)
+    }
+
+    fn do_write(&self, src: &mut IoSrc<'_>) -> Result<usize> {
         self.check_write()?;
         if self.ops.keeps_position() {
             return self.ops.write(self, src, OWN_POSITION);
@@ -346,7 +367,7 @@ impl File {
         if offset > MAX_OFFSET {
             return Err(EINVAL);
         }
-        self.ops.read(self, dst, offset)
+        self.transferred(self.ops.read(self, dst, offset), event::ACCESS)
     }
 
     /// pwrite(2): O_APPEND wins over the offset, as on Linux.
@@ -359,10 +380,10 @@ impl File {
             return Err(EINVAL);
         }
         if self.flags().contains(OpenFlags::APPEND) && !self.ops.keeps_position() {
-            return Ok(self.ops.append(self, src)?.0);
+            return self.transferred(self.ops.append(self, src).map(|(n, _)| n), event::MODIFY);
         }
         check_room(offset, src)?;
-        self.ops.write(self, src, offset)
+        self.transferred(self.ops.write(self, src, offset), event::MODIFY)
     }
 
     /// Reads all of `buffer` from `offset`, for the sentry's own use (exec); short only at the end.
@@ -440,6 +461,7 @@ impl File {
         }
         let start = *position;
         let position = &mut *position;
+        notify(&self.path.dentry, event::ACCESS);
         self.ops.readdir(self, start, &mut |entry| {
             let taken = emit(entry);
             if taken {
@@ -481,6 +503,10 @@ impl File {
 impl Drop for File {
     fn drop(&mut self) {
         OPEN.fetch_sub(1, Relaxed);
+        if !self.flags().contains(OpenFlags::PATH) {
+            let how = if self.writable() { event::CLOSE_WRITE } else { event::CLOSE_NOWRITE };
+            notify(&self.path.dentry, how);
+        }
         locks::release_description(self.path.inode(), core::ptr::from_ref(self) as usize);
     }
 }

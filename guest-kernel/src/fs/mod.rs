@@ -16,6 +16,7 @@ mod fdtable;
 mod file;
 pub mod gofer;
 mod inode;
+pub mod inotify;
 pub mod locks;
 mod mount;
 pub mod namei;

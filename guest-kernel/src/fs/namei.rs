@@ -4,7 +4,9 @@ use alloc::sync::Arc;
 
 use super::{
     File, FileOps, FileType, Followed, Inode, Last, MountFlags, NewAttr, NewNode, OpenFlags, Path, RenameFlags,
-    Resolve, S_ISGID, S_ISVTX, SetAttr, Walk, dentry, dev, permission, pipe,
+    Resolve, S_ISGID, S_ISVTX, SetAttr, Walk, dentry, dev,
+    inotify::{self, event},
+    permission, pipe,
 };
 use crate::{
     errno::{
@@ -146,6 +148,7 @@ pub fn open_found(caller: &Caller, found: &Path, flags: OpenFlags) -> Result<Arc
     let file = open_checked(found, flags)?;
     if flags.contains(OpenFlags::TRUNC) && inode.file_type() == FileType::Regular {
         inode.set_attr(&SetAttr { size: Some(0), ..SetAttr::default() })?;
+        inotify::notify(&found.dentry, event::MODIFY);
     }
     Ok(file)
 }
@@ -166,6 +169,7 @@ pub fn open_checked(found: &Path, flags: OpenFlags) -> Result<Arc<File>> {
             _ => return Err(ENXIO),
         },
     };
+    inotify::notify(&found.dentry, event::OPEN);
     Ok(File::new(ops, found.clone(), flags))
 }
 
@@ -347,5 +351,7 @@ pub fn truncate(caller: &Caller, path: &Path, size: u64) -> Result<()> {
     }
     want_write(path)?;
     permission::check(&**inode, &caller.creds, permission::WRITE)?;
-    inode.set_attr(&SetAttr { size: Some(size), ..SetAttr::default() })
+    inode.set_attr(&SetAttr { size: Some(size), ..SetAttr::default() })?;
+    inotify::notify(&path.dentry, event::MODIFY);
+    Ok(())
 }

@@ -1,8 +1,10 @@
 //! Pipes and FIFOs (pipe(7)): a ring of bytes with readers and writers.
 
 use alloc::{
+    collections::VecDeque,
     format,
     sync::{Arc, Weak},
+    vec::Vec,
 };
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -25,6 +27,56 @@ const DEFAULT_CAPACITY: usize = 64 << 10;
 /// /proc/sys/fs/pipe-max-size.
 pub const MAX_CAPACITY: usize = 1 << 20;
 
+/// A piece of what a pipe holds: bytes that flow together, or one packet (O_DIRECT).
+struct Piece {
+    len: usize,
+    packet: bool,
+}
+
+/// What a pipe holds.
+struct Content {
+    ring: Ring,
+    /// Empty while there are no packets.
+    pieces: VecDeque<Piece>,
+}
+
+impl Content {
+    fn room(&self) -> usize {
+        // A packet takes a page of what Linux counts, however short it is.
+        if self.pieces.len() >= self.ring.capacity() / PIPE_BUF { 0 } else { self.ring.room() }
+    }
+
+    /// Writes `len` bytes, which must fit.
+    fn write(&mut self, src: &mut IoSrc<'_>, len: usize, packet: bool) -> Result<usize> {
+        let before = self.ring.len();
+        let n = self.ring.write(src, len)?;
+        if n == 0 || !packet && self.pieces.is_empty() {
+            return Ok(n);
+        }
+        if self.pieces.is_empty() && before > 0 {
+            self.pieces.push_back(Piece { len: before, packet: false });
+        }
+        match self.pieces.back_mut() {
+            Some(last) if !last.packet && !packet => last.len += n,
+            _ => self.pieces.push_back(Piece { len: n, packet }),
+        }
+        Ok(n)
+    }
+
+    /// Reads from the first piece only. What a packet's reader does not take is lost.
+    fn read(&mut self, dst: &mut IoDst<'_>) -> Result<usize> {
+        let Some(piece) = self.pieces.front_mut() else { return self.ring.read(dst) };
+        let done = self.ring.peek(0, piece.len, dst)?;
+        let gone = if piece.packet { piece.len } else { done };
+        piece.len -= gone;
+        if piece.len == 0 {
+            self.pieces.pop_front();
+        }
+        self.ring.consume(gone);
+        Ok(done)
+    }
+}
+
 #[derive(Default)]
 struct Ends {
     readers: usize,
@@ -35,7 +87,7 @@ struct Ends {
 }
 
 pub struct Pipe {
-    ring: Mutex<Ring>,
+    content: Mutex<Content>,
     ends: SpinLock<Ends>,
     /// Readers wait for bytes, writers for room, and both for each other's opening.
     readable: Arc<WaitQueue>,
@@ -45,7 +97,7 @@ pub struct Pipe {
 impl Pipe {
     fn new() -> Arc<Self> {
         Arc::new(Pipe {
-            ring: Mutex::new(Ring::new(DEFAULT_CAPACITY)),
+            content: Mutex::new(Content { ring: Ring::new(DEFAULT_CAPACITY), pieces: VecDeque::new() }),
             ends: SpinLock::new(Ends::default()),
             readable: Arc::new(WaitQueue::new()),
             writable: Arc::new(WaitQueue::new()),
@@ -74,9 +126,25 @@ impl Pipe {
         Arc::new(PipeEnd { pipe: self.clone(), read, write, no_hangup_at: AtomicU64::new(u64::MAX) })
     }
 
+    /// tee(2): up to `max` bytes from the front, which stay; None when a reader would have to wait.
+    pub fn try_peek(&self, max: usize) -> Option<Result<Vec<u8>>> {
+        let content = self.content.lock();
+        if content.ring.is_empty() && self.has_writers() {
+            return None;
+        }
+        let mut bytes = alloc::vec![0; max.min(content.ring.len())];
+        let copied = content.ring.peek(0, bytes.len(), &mut IoDst::kernel(&mut bytes));
+        Some(copied.map(|_| bytes))
+    }
+
+    /// Waits until [`Pipe::try_peek`] gives something.
+    pub fn wait_peek(&self, max: usize) -> Result<Vec<u8>> {
+        self.readable.wait_until(|| self.try_peek(max))?
+    }
+
     /// Bytes waiting, for FIONREAD.
     pub fn len(&self) -> usize {
-        self.ring.lock().len()
+        self.content.lock().ring.len()
     }
 
     pub fn is_empty(&self) -> bool {
@@ -85,7 +153,7 @@ impl Pipe {
 
     /// F_GETPIPE_SZ.
     pub fn capacity(&self) -> usize {
-        self.ring.lock().capacity()
+        self.content.lock().ring.capacity()
     }
 
     /// F_SETPIPE_SZ: rounded up; returns what it became.
@@ -94,12 +162,12 @@ impl Pipe {
             return Err(if privileged { EINVAL } else { EPERM });
         }
         let capacity = wanted.max(PIPE_BUF).next_power_of_two();
-        let mut ring = self.ring.lock();
-        if ring.len() > capacity {
+        let mut content = self.content.lock();
+        if content.ring.len() > capacity {
             return Err(EBUSY);
         }
-        ring.set_capacity(capacity);
-        drop(ring);
+        content.ring.set_capacity(capacity);
+        drop(content);
         self.writable.wake(poll::OUT);
         Ok(capacity)
     }
@@ -109,30 +177,31 @@ impl Pipe {
         if dst.remaining() == 0 {
             return Some(Ok(0));
         }
-        let mut ring = self.ring.lock();
-        if ring.is_empty() {
+        let mut content = self.content.lock();
+        if content.ring.is_empty() {
             return if self.has_writers() { None } else { Some(Ok(0)) };
         }
-        let result = ring.read(dst);
-        drop(ring);
+        let result = content.read(dst);
+        drop(content);
         if matches!(result, Ok(n) if n > 0) {
             self.writable.wake(poll::OUT | poll::WRNORM);
         }
         Some(result)
     }
 
-    /// One attempt: None when a writer would have to wait. `whole`: all of it or nothing.
-    fn try_write(&self, src: &mut IoSrc<'_>, whole: bool) -> Option<Result<usize>> {
+    /// One attempt: None when a writer would have to wait. `whole`: all of it or nothing. `packet`: what is written stays one.
+    fn try_write(&self, src: &mut IoSrc<'_>, whole: bool, packet: bool) -> Option<Result<usize>> {
         if !self.has_readers() {
             return Some(Err(EPIPE));
         }
-        let mut ring = self.ring.lock();
-        let len = src.remaining().min(ring.room());
-        if len == 0 || whole && len < src.remaining() {
+        let mut content = self.content.lock();
+        let wanted = if packet { src.remaining().min(PIPE_BUF) } else { src.remaining() };
+        let len = wanted.min(content.room());
+        if len == 0 || (whole || packet) && len < wanted {
             return None;
         }
-        let result = ring.write(src, len);
-        drop(ring);
+        let result = content.write(src, len, packet);
+        drop(content);
         if matches!(result, Ok(n) if n > 0) {
             self.readable.wake(poll::IN | poll::RDNORM);
         }
@@ -153,6 +222,16 @@ pub struct PipeEnd {
 impl PipeEnd {
     pub fn pipe(&self) -> &Arc<Pipe> {
         &self.pipe
+    }
+
+    /// Writes what there is room for, at least something unless `nonblock`.
+    pub fn write_now(&self, bytes: &[u8], nonblock: bool) -> Result<usize> {
+        let attempt = || self.pipe.try_write(&mut IoSrc::kernel(bytes), false, false);
+        match attempt() {
+            Some(result) => result,
+            None if nonblock => Err(EAGAIN),
+            None => self.pipe.writable.wait_until(attempt)?,
+        }
     }
 }
 
@@ -191,10 +270,11 @@ impl FileOps for PipeEnd {
         let mut done = 0;
         loop {
             let whole = done == 0 && src.remaining() <= PIPE_BUF;
-            let result = match self.pipe.try_write(src, whole) {
+            let packet = file.flags().contains(OpenFlags::DIRECT);
+            let result = match self.pipe.try_write(src, whole, packet) {
                 Some(result) => result,
                 None if file.nonblocking() => Err(EAGAIN),
-                None => match self.pipe.writable.wait_until(|| self.pipe.try_write(src, whole)) {
+                None => match self.pipe.writable.wait_until(|| self.pipe.try_write(src, whole, packet)) {
                     Ok(result) => result,
                     Err(interrupted) => Err(interrupted),
                 },
@@ -223,8 +303,8 @@ impl FileOps for PipeEnd {
             }
         }
         let (len, room) = {
-            let ring = self.pipe.ring.lock();
-            (ring.len(), ring.room())
+            let content = self.pipe.content.lock();
+            (content.ring.len(), content.room())
         };
         let (readers, writers, writer_count) = {
             let ends = self.pipe.ends.lock();
@@ -377,6 +457,22 @@ mod tests {
         assert_eq!(write(&w, &[2; 101]), Err(EAGAIN));
         assert_eq!(write(&w, &[2; 100]), Ok(100));
         assert_eq!(w.poll(poll::OUT, None), 0);
+    }
+
+    #[test]
+    fn packets_are_read_one_at_a_time() {
+        let (r, w) = pair(OpenFlags::NONBLOCK, &Creds::root());
+        assert_eq!(write(&w, b"flow"), Ok(4));
+        w.set_status(OpenFlags::NONBLOCK | OpenFlags::DIRECT).unwrap();
+        assert_eq!((write(&w, b"first"), write(&w, b"second")), (Ok(5), Ok(6)));
+        w.set_status(OpenFlags::NONBLOCK).unwrap();
+        assert_eq!((write(&w, b"on"), write(&w, b"ward")), (Ok(2), Ok(4)));
+        assert_eq!(read(&r, 2).unwrap(), b"fl");
+        assert_eq!(read(&r, 100).unwrap(), b"ow");
+        assert_eq!(read(&r, 3).unwrap(), b"fir");
+        assert_eq!(read(&r, 100).unwrap(), b"second");
+        assert_eq!(read(&r, 100).unwrap(), b"onward");
+        assert_eq!(read(&r, 100), Err(EAGAIN));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Waiters hang in hash buckets by key: address space and address for private memory, the physical address for shared
 //! memory. The word is read with the bucket locked, so that a wake-up after a change finds whoever saw the old value.
 
+pub mod pi;
 pub mod robust;
 pub mod syscalls;
 
@@ -60,6 +61,8 @@ struct Waiter {
     /// Changed by a requeue, with both buckets locked.
     key: SpinLock<Key>,
     bitset: u32,
+    /// Waits to be given the word (FUTEX_LOCK_PI); wake-ups pass it by.
+    pi: bool,
     woken: AtomicBool,
 }
 
@@ -78,22 +81,8 @@ pub fn wait(
     deadline: u64,
 ) -> Result<()> {
     let (key, _page) = Key::of(mm, addr, private)?;
-    let waiter =
-        Arc::new(Waiter { task: task.clone(), key: SpinLock::new(key), bitset, woken: AtomicBool::new(false) });
-    loop {
-        {
-            let mut bucket = TABLE[key.bucket()].lock();
-            match mm.load_u32_present(addr) {
-                Some(value) if value == expected => {
-                    bucket.push(waiter.clone());
-                    break;
-                }
-                Some(_) => return Err(EAGAIN),
-                None => {}
-            }
-        }
-        mm.load_u32(addr)?;
-    }
+    let waiter = Waiter::new(task, key, bitset);
+    enqueue(&waiter, mm, addr, key, expected)?;
     let result = loop {
         if waiter.woken.load(SeqCst) {
             break Ok(());
@@ -109,6 +98,80 @@ pub fn wait(
         return result;
     }
     Ok(())
+}
+
+/// Puts a waiter into its bucket while the word holds `expected`; EAGAIN otherwise.
+fn enqueue(waiter: &Arc<Waiter>, mm: &AddressSpace, addr: UserAddr, key: Key, expected: u32) -> Result<()> {
+    loop {
+        {
+            let mut bucket = TABLE[key.bucket()].lock();
+            match mm.load_u32_present(addr) {
+                Some(value) if value == expected => {
+                    bucket.push(waiter.clone());
+                    return Ok(());
+                }
+                Some(_) => return Err(EAGAIN),
+                None => {}
+            }
+        }
+        mm.load_u32(addr)?;
+    }
+}
+
+/// One futex of [`wait_any`].
+pub struct Awaited {
+    pub addr: UserAddr,
+    pub expected: u32,
+    pub private: bool,
+}
+
+/// futex_waitv(2): waits for whichever is woken first, and gives its index.
+pub fn wait_any(task: &Arc<Task>, mm: &AddressSpace, futexes: &[Awaited], deadline: u64) -> Result<usize> {
+    let mut keys = Vec::new();
+    for futex in futexes {
+        keys.push(Key::of(mm, futex.addr, futex.private)?);
+    }
+    let mut waiters: Vec<Arc<Waiter>> = Vec::new();
+    let mut result = Ok(());
+    for (futex, (key, _page)) in futexes.iter().zip(&keys) {
+        let waiter = Waiter::new(task, *key, u32::MAX);
+        result = enqueue(&waiter, mm, futex.addr, *key, futex.expected);
+        if result.is_err() {
+            break;
+        }
+        waiters.push(waiter);
+    }
+    let woken = |waiters: &[Arc<Waiter>]| waiters.iter().any(|w| w.woken.load(SeqCst));
+    while result.is_ok() && !woken(&waiters) {
+        if task.sched.interrupted() {
+            result = Err(Error::Restart(Restart::Sys));
+        } else if !sched::park_until(deadline) {
+            result = Err(ETIMEDOUT);
+        }
+    }
+    let mut first = None;
+    for (index, waiter) in waiters.iter().enumerate() {
+        if !leave(waiter) {
+            first = first.or(Some(index));
+        }
+    }
+    // A wake-up that came while giving up must not be lost.
+    match first {
+        Some(index) => Ok(index),
+        None => result.map(|()| 0),
+    }
+}
+
+impl Waiter {
+    fn new(task: &Arc<Task>, key: Key, bitset: u32) -> Arc<Self> {
+        Arc::new(Waiter {
+            task: task.clone(),
+            key: SpinLock::new(key),
+            bitset,
+            pi: false,
+            woken: AtomicBool::new(false),
+        })
+    }
 }
 
 /// Takes a waiter that gives up out of its bucket; false when it has been woken after all.
@@ -197,7 +260,7 @@ pub fn requeue(
                 let mut moved = 0;
                 let mut at = 0;
                 while at < bucket.len() && moved < requeue {
-                    if *bucket[at].key.lock() != source {
+                    if bucket[at].pi || *bucket[at].key.lock() != source {
                         at += 1;
                         continue;
                     }

@@ -2,16 +2,16 @@
 
 use core::sync::atomic::Ordering::SeqCst;
 
-use super::wake;
+use super::{
+    pi::{self, OWNER_DIED, TID_MASK, WAITERS},
+    wake,
+};
 use crate::{
     errno::Result,
     mm::user::{UserAddr, UserPtr},
     task::Current,
 };
 
-const WAITERS: u32 = 0x8000_0000;
-const OWNER_DIED: u32 = 0x4000_0000;
-const TID_MASK: u32 = 0x3fff_ffff;
 /// Entries followed; a list may be a loop.
 const LIMIT: usize = 2048;
 
@@ -69,6 +69,9 @@ fn died(cur: &Current, addr: u64, pi: bool, pending: bool) -> Result<()> {
         }
         if value & TID_MASK != tid {
             return Ok(());
+        }
+        if pi && value & WAITERS != 0 {
+            return pi::hand_over(&cur.mm, addr, false, tid, OWNER_DIED);
         }
         let seen = cur.mm.compare_exchange_u32(addr, value, value & WAITERS | OWNER_DIED)?;
         if seen == value {

@@ -1,8 +1,9 @@
 //! System calls of futexes.
 
+use alloc::vec::Vec;
 use core::sync::atomic::Ordering::SeqCst;
 
-use super::robust;
+use super::{Awaited, pi, robust};
 use crate::{
     errno::{EINVAL, ENOSYS, EPERM, ESRCH, Error, Restart, Result},
     mm::user::{UserAddr, UserPtr},
@@ -13,8 +14,9 @@ use crate::{
 };
 
 syscalls! { pub CALLS;
-    202 futex(uaddr: UserAddr, op: u32, val: u32, timeout: UserAddr, uaddr2: UserAddr, val3: u32) = futex, Partial, "no priority inheritance", "futex";
+    202 futex(uaddr: UserAddr, op: u32, val: u32, timeout: UserAddr, uaddr2: UserAddr, val3: u32) = futex, Partial, "no priority is inherited, no requeue to a PI futex", "futex";
     273 set_robust_list(head: UserAddr, len: usize) = set_robust_list, Full, "", "futex";
+    449 futex_waitv(waiters: UserPtr<UserWaiter>, count: u32, flags: u32, timeout: UserPtr<Timespec>, clock: i32) = futex_waitv, Full, "", "futex";
     274 get_robust_list(pid: i32, head: UserPtr<u64>, len: UserPtr<u64>) = get_robust_list, Full, "", "futex";
 }
 
@@ -23,8 +25,12 @@ const WAKE: u32 = 1;
 const REQUEUE: u32 = 3;
 const CMP_REQUEUE: u32 = 4;
 const WAKE_OP: u32 = 5;
+const LOCK_PI: u32 = 6;
+const UNLOCK_PI: u32 = 7;
+const TRYLOCK_PI: u32 = 8;
 const WAIT_BITSET: u32 = 9;
 const WAKE_BITSET: u32 = 10;
+const LOCK_PI2: u32 = 13;
 const PRIVATE: u32 = 128;
 const CLOCK_REALTIME: u32 = 256;
 
@@ -40,7 +46,7 @@ fn futex(
     let private = op & PRIVATE != 0;
     let realtime = op & CLOCK_REALTIME != 0;
     let command = op & !(PRIVATE | CLOCK_REALTIME);
-    if realtime && !matches!(command, WAIT | WAIT_BITSET) {
+    if realtime && !matches!(command, WAIT | WAIT_BITSET | LOCK_PI2) {
         return Err(ENOSYS);
     }
     // For the calls without a timeout the argument is a number.
@@ -74,6 +80,16 @@ fn futex(
             let expected = (command == CMP_REQUEUE).then_some(val3);
             super::requeue(&mm, uaddr, uaddr2, private, val, val2, expected).map(u64::from)
         }
+        LOCK_PI | LOCK_PI2 | TRYLOCK_PI => {
+            let deadline = if timeout.is_null() || command == TRYLOCK_PI {
+                u64::MAX
+            } else {
+                let ns = mm.read_value(UserPtr::<Timespec>::new(timeout))?.to_ns()?;
+                if command == LOCK_PI || realtime { time::realtime_deadline(ns) } else { ns }
+            };
+            pi::lock(&cur.task, &mm, uaddr, private, command == TRYLOCK_PI, deadline).map(|()| 0)
+        }
+        UNLOCK_PI => pi::unlock(&cur.task, &mm, uaddr, private).map(|()| 0),
         WAKE_OP => super::wake_op(&mm, uaddr, uaddr2, private, val, val2, val3).map(u64::from),
         _ => Err(ENOSYS),
     }
@@ -89,6 +105,49 @@ fn wait(cur: &mut Current, addr: UserAddr, private: bool, val: u32, bitset: u32,
         }
         other => other.map(|()| 0),
     }
+}
+
+/// struct futex_waitv.
+#[derive(Clone, Copy, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable)]
+#[repr(C)]
+pub struct UserWaiter {
+    value: u64,
+    addr: u64,
+    flags: u32,
+    reserved: u32,
+}
+
+const MAX_WAITERS: u32 = 128;
+
+fn futex_waitv(
+    cur: &mut Current,
+    waiters: UserPtr<UserWaiter>,
+    count: u32,
+    flags: u32,
+    timeout: UserPtr<Timespec>,
+    clock: i32,
+) -> Result<usize> {
+    const SIZE_U32: u32 = 2;
+    if flags != 0 || !(1..=MAX_WAITERS).contains(&count) || waiters.is_null() {
+        return Err(EINVAL);
+    }
+    let deadline = match (timeout.is_null(), clock) {
+        (true, _) => u64::MAX,
+        (false, 0) => time::realtime_deadline(cur.mm.read_value(timeout)?.to_ns()?),
+        (false, 1) => cur.mm.read_value(timeout)?.to_ns()?,
+        _ => return Err(EINVAL),
+    };
+    let futexes: Vec<Awaited> = cur
+        .mm
+        .read_array(waiters, count as usize)?
+        .into_iter()
+        .map(|w| {
+            let known = w.flags & !(SIZE_U32 | PRIVATE) == 0 && w.flags & 3 == SIZE_U32 && w.reserved == 0;
+            let expected = u32::try_from(w.value).ok().filter(|_| known).ok_or(EINVAL)?;
+            Ok(Awaited { addr: UserAddr(w.addr), expected, private: w.flags & PRIVATE != 0 })
+        })
+        .collect::<Result<_>>()?;
+    super::wait_any(&cur.task, &cur.mm, &futexes, deadline)
 }
 
 fn set_robust_list(cur: &mut Current, head: UserAddr, len: usize) -> Result<()> {

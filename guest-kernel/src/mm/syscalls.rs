@@ -138,7 +138,7 @@ fn mmap(cur: &mut Current, addr: u64, length: u64, prot: ProtArg, flags: MapFlag
     } else {
         (VmaKind::Anonymous, Prot::all())
     };
-    let address = if exact { addr } else { addr.next_multiple_of(PAGE_SIZE) };
+    let address = if exact { addr } else { addr & !(PAGE_SIZE - 1) };
     let start = cur.mm.map(MapRequest {
         address,
         len,

@@ -252,6 +252,21 @@ impl AddressSpace {
         unsafe { arch::copy::cmpxchg32(arch::direct_map(gpa).cast(), old, new) }.ok_or(EFAULT)
     }
 
+    /// As [`AddressSpace::compare_exchange_u32`] but never faults: `None` when the page is not there or not writable. For use
+    /// with a spin lock held.
+    pub fn compare_exchange_u32_present(&self, addr: UserAddr, old: u32, new: u32) -> Option<u32> {
+        let entry = page_table::walk(self.root(), addr.0)?;
+        let value = entry.load(Relaxed);
+        let need = page_table::PRESENT | page_table::USER | page_table::WRITE;
+        if value & need != need || !addr.0.is_multiple_of(4) {
+            return None;
+        }
+        entry.fetch_or(page_table::ACCESSED | page_table::DIRTY, Relaxed);
+        let gpa = (value & page_table::ADDRESS) | (addr.0 % PAGE_SIZE);
+        // SAFETY: an aligned word of a user page just translated.
+        unsafe { arch::copy::cmpxchg32(arch::direct_map(gpa).cast(), old, new) }
+    }
+
     /// What names a futex word shared between processes: the physical address. The page must be kept from moving by the
     /// caller's knowledge that the mapping is shared.
     pub fn physical(&self, addr: UserAddr) -> Result<u64> {

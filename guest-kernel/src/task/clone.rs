@@ -208,7 +208,9 @@ fn create(cur: &mut Current, request: &CloneRequest, pid: Pid) -> Result<Arc<Tas
         } else {
             (parent.clone(), request.exit_signal)
         };
-        Arc::new(parent.fork(pid, &ancestor, exit_signal, handlers))
+        let child = Arc::new(parent.fork(pid, &ancestor, exit_signal, handlers));
+        child.timers.watch_cpu_limit(&child);
+        child
     };
     let mut registers = *cur.registers();
     registers.rax = 0;

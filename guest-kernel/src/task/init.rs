@@ -75,6 +75,7 @@ fn create(config: &ProcessConfig, mut resources: Resources, open: Open<'_>) -> R
     };
     debug_assert!(pid == INIT);
     let process = Arc::new(Process::first(pid, Session::new(pid), limits));
+    process.timers.watch_cpu_limit(&process);
     *process.exe.lock() = Some(image.file);
     if let Some(score) = config.oom_score_adj {
         process.oom_score_adj.store(score, core::sync::atomic::Ordering::Relaxed);

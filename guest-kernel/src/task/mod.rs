@@ -15,6 +15,7 @@ pub mod info;
 pub mod init;
 pub mod launch;
 pub mod limits;
+pub mod peek;
 pub mod pidfd;
 pub mod prctl;
 pub mod process;

@@ -4,7 +4,7 @@ use alloc::{string::String, sync::Arc};
 
 use super::{Current, Pid, Process, table};
 use crate::{
-    errno::{EBADF, EINVAL, EPERM, ESRCH, Result},
+    errno::{EBADF, EINVAL, ESRCH, Result},
     fs::{File, FileOps, FileType, OpenFlags, anon, poll},
     mm::user::UserPtr,
     signal::{SigInfo, syscalls as signals},
@@ -17,7 +17,6 @@ use crate::{
 syscalls! { pub CALLS;
     424 pidfd_send_signal(pidfd: Fd, sig: u32, info: UserPtr<SigInfo>, flags: u32) = pidfd_send_signal, Full, "", "process";
     434 pidfd_open(pid: i32, flags: Hex) = pidfd_open, Full, "", "process";
-    438 pidfd_getfd(pidfd: Fd, target: Fd, flags: u32) = pidfd_getfd, Unsupported, "as ptrace", "";
 }
 
 pub struct PidFd {
@@ -86,14 +85,6 @@ fn pidfd_send_signal(cur: &mut Current, pidfd: Fd, sig: u32, info: UserPtr<SigIn
         return Err(ESRCH);
     }
     signals::send_to_process(cur, &process, sig, info)
-}
-
-fn pidfd_getfd(cur: &mut Current, pidfd: Fd, _target: Fd, flags: u32) -> Result<i32> {
-    if flags != 0 {
-        return Err(EINVAL);
-    }
-    process_of(&*cur.task.files().get(pidfd.0)?)?;
-    Err(EPERM)
 }
 
 /// The pid that a wait on the descriptor is for.

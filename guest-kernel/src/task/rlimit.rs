@@ -47,6 +47,9 @@ fn write(cur: &Current, process: &Arc<Process>, resource: u32, new: Limit) -> Re
         *limit = new;
         *limits
     };
+    if resource == Resource::Cpu as u32 {
+        process.timers.watch_cpu_limit(process);
+    }
     if let Some(mm) = process.main_thread().and_then(|t| t.mm()) {
         mm.set_limits(limits.soft(Resource::Stack), limits.soft(Resource::Data), limits.soft(Resource::As));
     }

@@ -7,17 +7,17 @@ use alloc::{
 };
 use core::sync::atomic::{AtomicI32, AtomicUsize, Ordering::Relaxed};
 
-use super::{Clock, CpuKind, Interval, interval::Fire};
+use super::{Clock, CpuKind, Interval, NSEC_PER_SEC, interval::Fire};
 use crate::{
     errno::{EAGAIN, EINVAL, Result},
     signal::{
         SigInfo,
         info::code,
         send::{self, Origin},
-        set::{SIGALRM, SIGPROF, SIGVTALRM},
+        set::{SIGALRM, SIGKILL, SIGPROF, SIGVTALRM, SIGXCPU},
     },
     sync::SpinLock,
-    task::{Process, Task},
+    task::{Process, Resource, Task, limits::RLIM_INFINITY},
 };
 
 /// Timers a process may have besides those of setitimer.
@@ -35,6 +35,8 @@ pub struct ProcessTimers {
 #[derive(Default)]
 struct Inner {
     itimers: [Option<Arc<Interval>>; 3],
+    /// RLIMIT_CPU.
+    cpu_limit: Option<Arc<Interval>>,
     posix: BTreeMap<i32, Arc<PosixTimer>>,
     next: i32,
 }
@@ -50,6 +52,21 @@ impl Fire for ItimerSignal {
         if let Some(process) = self.process.upgrade() {
             let _ = send::to_process(&process, SigInfo::kernel(self.signal), Origin::Inside);
         }
+    }
+}
+
+/// RLIMIT_CPU: SIGXCPU each second from the soft limit on, SIGKILL at the hard one.
+struct CpuLimit {
+    process: Weak<Process>,
+}
+
+impl Fire for CpuLimit {
+    fn fire(&self, _count: u64) {
+        let Some(process) = self.process.upgrade() else { return };
+        let hard = process.limits.lock().get(Resource::Cpu).hard;
+        let used = process.usage().cpu() / NSEC_PER_SEC;
+        let signal = if used >= hard { SIGKILL } else { SIGXCPU };
+        let _ = send::to_process(&process, SigInfo::kernel(signal), Origin::Outside);
     }
 }
 
@@ -142,6 +159,27 @@ impl ProcessTimers {
         Ok(timer)
     }
 
+    /// RLIMIT_CPU has its value now: watches the process's CPU time, unless there is no limit.
+    pub fn watch_cpu_limit(&self, process: &Arc<Process>) {
+        let soft = process.limits.lock().soft(Resource::Cpu);
+        let timer = {
+            let mut inner = self.inner.lock();
+            if soft == RLIM_INFINITY && inner.cpu_limit.is_none() {
+                return;
+            }
+            let new = || {
+                let clock = Clock::ProcessCpu(process.clone(), CpuKind::All);
+                Interval::new(&clock, Arc::new(CpuLimit { process: Arc::downgrade(process) }))
+            };
+            inner.cpu_limit.get_or_insert_with(new).clone()
+        };
+        if soft == RLIM_INFINITY {
+            timer.disarm();
+        } else {
+            timer.set(soft.saturating_mul(NSEC_PER_SEC).max(1), NSEC_PER_SEC, true);
+        }
+    }
+
     pub fn create(&self, process: &Arc<Process>, clock: &Clock, notify: Option<Notify>, default: u32) -> Result<i32> {
         let mut inner = self.inner.lock();
         if inner.posix.len() >= MAX_TIMERS || TOTAL.load(Relaxed) >= MAX_TOTAL {
@@ -187,8 +225,11 @@ impl ProcessTimers {
     /// The process ends.
     pub fn delete_all(&self) {
         self.delete_all_posix();
-        let itimers = core::mem::take(&mut self.inner.lock().itimers);
-        for timer in itimers.into_iter().flatten() {
+        let (itimers, cpu_limit) = {
+            let mut inner = self.inner.lock();
+            (core::mem::take(&mut inner.itimers), inner.cpu_limit.take())
+        };
+        for timer in itimers.into_iter().flatten().chain(cpu_limit) {
             timer.disarm();
         }
     }

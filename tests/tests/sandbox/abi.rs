@@ -48,8 +48,10 @@ on_platforms! {
     garbage = |platform: &Platform| passes(platform, "garbage");
     group = |platform: &Platform| passes(platform, "group");
     ident = |platform: &Platform| passes(platform, "ident");
+    inotify = |platform: &Platform| passes(platform, "inotify");
     limit = |platform: &Platform| passes_in_limits(platform, "limit");
     mmap = |platform: &Platform| passes(platform, "mmap");
+    peek = |platform: &Platform| passes(platform, "peek");
     pipe = |platform: &Platform| passes(platform, "pipe");
     proc = |platform: &Platform| passes(platform, "proc");
     process = |platform: &Platform| passes(platform, "process");

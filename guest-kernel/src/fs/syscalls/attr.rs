@@ -7,7 +7,11 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 use super::{AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW, UserTimespec};
 use crate::{
     errno::{E2BIG, EBADF, EFBIG, EINVAL, ENODEV, ENOTSUP, EPERM, ERANGE, ESPIPE, Result},
-    fs::{FileType, Path, S_ISGID, S_ISUID, SetAttr, Timespec, namei, permission},
+    fs::{
+        FileType, Path, S_ISGID, S_ISUID, SetAttr, Timespec,
+        inotify::{event, notify},
+        namei, permission,
+    },
     mm::user::{UserAddr, UserPtr},
     signal::set::SIGXFSZ,
     syscall::{Fd, Hex, Level::*, Syscall, UserPath},
@@ -62,7 +66,9 @@ fn set_mode(cur: &Current, path: &Path, mode: u32) -> Result<()> {
     if mode & S_ISGID != 0 && !creds.in_group(stat.gid) && !creds.capable(cap::FSETID) {
         mode &= !S_ISGID;
     }
-    inode.set_attr(&SetAttr { mode: Some(mode), ..SetAttr::default() })
+    inode.set_attr(&SetAttr { mode: Some(mode), ..SetAttr::default() })?;
+    notify(&path.dentry, event::ATTRIB);
+    Ok(())
 }
 
 fn chmod(cur: &mut Current, path: UserPath, mode: Hex) -> Result<()> {
@@ -102,7 +108,9 @@ fn set_owner(cur: &Current, path: &Path, uid: u32, gid: u32) -> Result<()> {
             attr.mode = Some(mode);
         }
     }
-    inode.set_attr(&attr)
+    inode.set_attr(&attr)?;
+    notify(&path.dentry, event::ATTRIB);
+    Ok(())
 }
 
 fn chown(cur: &mut Current, path: UserPath, uid: u32, gid: u32) -> Result<()> {
@@ -180,7 +188,9 @@ fn set_times(cur: &Current, path: &Path, atime: Time, mtime: Time) -> Result<()>
         permission::check(&**inode, &creds, permission::WRITE)?;
     }
     let now = Timespec::now();
-    inode.set_attr(&SetAttr { atime: atime.value(now), mtime: mtime.value(now), ..SetAttr::default() })
+    inode.set_attr(&SetAttr { atime: atime.value(now), mtime: mtime.value(now), ..SetAttr::default() })?;
+    notify(&path.dentry, event::ATTRIB);
+    Ok(())
 }
 
 fn utimensat(cur: &mut Current, dir: Fd, path: UserPath, times: UserPtr<TimesArg>, flags: u32) -> Result<()> {
@@ -266,7 +276,9 @@ fn ftruncate(cur: &mut Current, fd: Fd, length: i64) -> Result<()> {
         return Err(EINVAL);
     }
     cur.check_size(length)?;
-    file.inode().set_attr(&SetAttr { size: Some(length), ..SetAttr::default() })
+    file.inode().set_attr(&SetAttr { size: Some(length), ..SetAttr::default() })?;
+    notify(&file.path().dentry, event::MODIFY);
+    Ok(())
 }
 
 fn fallocate(cur: &mut Current, fd: Fd, mode: u32, offset: i64, len: i64) -> Result<()> {
@@ -291,7 +303,9 @@ fn fallocate(cur: &mut Current, fd: Fd, mode: u32, offset: i64, len: i64) -> Res
     if mode & 1 == 0 {
         cur.check_size(end)?;
     }
-    file.ops().fallocate(&file, mode, offset, len)
+    file.ops().fallocate(&file, mode, offset, len)?;
+    notify(&file.path().dentry, event::MODIFY);
+    Ok(())
 }
 
 /// Longest name and value of an extended attribute.
@@ -340,7 +354,9 @@ fn set_xattr(cur: &Current, path: &Path, name: UserPath, value: UserAddr, size: 
     let mut bytes = alloc::vec![0; size];
     cur.mm.read(value, &mut bytes)?;
     check_xattr(cur, path, &name, true)?;
-    path.inode().set_xattr(&name, &bytes, flags)
+    path.inode().set_xattr(&name, &bytes, flags)?;
+    notify(&path.dentry, event::ATTRIB);
+    Ok(())
 }
 
 fn setxattr(cur: &mut Current, path: UserPath, name: UserPath, value: UserAddr, size: usize, flags: u32) -> Result<()> {
@@ -416,7 +432,9 @@ fn flistxattr(cur: &mut Current, fd: Fd, list: UserAddr, size: usize) -> Result<
 fn remove_xattr(cur: &Current, path: &Path, name: UserPath) -> Result<()> {
     let name = xattr_name(cur, name)?;
     check_xattr(cur, path, &name, true)?;
-    path.inode().remove_xattr(&name)
+    path.inode().remove_xattr(&name)?;
+    notify(&path.dentry, event::ATTRIB);
+    Ok(())
 }
 
 fn removexattr(cur: &mut Current, path: UserPath, name: UserPath) -> Result<()> {

@@ -130,7 +130,7 @@ fn ioctl(cur: &mut Current, fd: Fd, command: Hex, argument: Hex) -> Result<u64> 
             cur.mm.write_value(crate::mm::user::UserPtr::new(UserAddr(argument.0)), &size)?;
             Ok(0)
         }
-        FIONREAD if file.inode().file_type() == FileType::Regular => {
+        FIONREAD if file.inode().file_type() == FileType::Regular && file.ops().seekable() => {
             let left = file.stat()?.size.saturating_sub(file.position()).min(i32::MAX as u64) as i32;
             cur.mm.write_value(crate::mm::user::UserPtr::new(UserAddr(argument.0)), &left)?;
             Ok(0)

@@ -3,6 +3,7 @@
 pub mod attr;
 pub mod descriptors;
 pub mod fcntl;
+pub mod inotify;
 pub mod mount;
 pub mod names;
 pub mod open;

@@ -21,7 +21,7 @@ syscalls! { pub CALLS;
     257 openat(dir: Fd, path: UserPath, flags: OpenArg, mode: Hex) = openat, Full, "", "file";
     437 openat2(dir: Fd, path: UserPath, how: UserPtr<OpenHow>, size: usize) = openat2, Full, "", "file";
     22 pipe(fds: UserPtr<[i32; 2]>) = pipe, Full, "", "pipe";
-    293 pipe2(fds: UserPtr<[i32; 2]>, flags: OpenArg) = pipe2, Partial, "O_DIRECT packets are joined as bytes", "pipe";
+    293 pipe2(fds: UserPtr<[i32; 2]>, flags: OpenArg) = pipe2, Full, "", "pipe";
     319 memfd_create(name: UserPath, flags: u32) = memfd_create, Partial, "MFD_HUGETLB is EINVAL", "file";
 }
 

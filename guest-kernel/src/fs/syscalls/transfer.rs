@@ -4,7 +4,7 @@ use alloc::sync::Arc;
 
 use super::rw::UserIoVec;
 use crate::{
-    errno::{EBADF, EINVAL, EISDIR, EOVERFLOW, ESPIPE, Result},
+    errno::{EAGAIN, EBADF, EINVAL, EISDIR, EOVERFLOW, ESPIPE, Result},
     fs::{File, FileType, OpenFlags, pipe::PipeEnd},
     mm::{
         io::{IoDst, IoSrc, MAX_TRANSFER},
@@ -20,6 +20,7 @@ syscalls! { pub CALLS;
     40 sendfile(out: Fd, input: Fd, offset: UserPtr<i64>, count: usize) = sendfile, Full, "", "file";
     326 copy_file_range(input: Fd, off_in: UserPtr<i64>, out: Fd, off_out: UserPtr<i64>, len: usize, flags: u32) = copy_file_range, Full, "", "file";
     275 splice(input: Fd, off_in: UserPtr<i64>, out: Fd, off_out: UserPtr<i64>, len: usize, flags: u32) = splice, Partial, "pages are copied", "pipe";
+    276 tee(input: Fd, out: Fd, len: usize, flags: u32) = tee, Full, "", "pipe";
     278 vmsplice(fd: Fd, vec: UserPtr<UserIoVec>, count: u64, flags: u32) = vmsplice, Partial, "pages are copied", "pipe";
 }
 
@@ -192,7 +193,6 @@ fn splice(
     len: usize,
     flags: u32,
 ) -> Result<usize> {
-    const NONBLOCK: u32 = 2;
     if flags & !0xf != 0 {
         return Err(EINVAL);
     }
@@ -215,13 +215,13 @@ fn splice(
     // What is read must find room: reading more than fits would lose bytes of a stream.
     let room = to_pipe.map(|end| end.pipe().capacity() - end.pipe().len().min(end.pipe().capacity()));
     let len = match room {
-        Some(0) if flags & NONBLOCK != 0 || target.nonblocking() => return Err(crate::errno::EAGAIN),
+        Some(0) if flags & SPLICE_NONBLOCK != 0 || target.nonblocking() => return Err(EAGAIN),
         Some(0) => 1,
         Some(room) => len.min(room),
         None => len,
     };
-    if from_pipe && flags & NONBLOCK != 0 && source.poll(crate::fs::poll::IN, None) == 0 {
-        return Err(crate::errno::EAGAIN);
+    if from_pipe && flags & SPLICE_NONBLOCK != 0 && source.poll(crate::fs::poll::IN, None) == 0 {
+        return Err(EAGAIN);
     }
     let (at_in, at_out) = (read_offset(cur, off_in)?, read_offset(cur, off_out)?);
     let (mut from, mut to) = (Side { file: source, offset: at_in }, Side { file: target, offset: at_out });
@@ -229,6 +229,40 @@ fn splice(
     write_offset(cur, off_in, from.offset)?;
     write_offset(cur, off_out, to.offset)?;
     cur.after_write(&to.file, result)
+}
+
+const SPLICE_NONBLOCK: u32 = 2;
+
+/// Copies what one pipe holds to another; it stays in the first.
+fn tee(cur: &mut Current, input: Fd, out: Fd, len: usize, flags: u32) -> Result<usize> {
+    if flags & !0xf != 0 {
+        return Err(EINVAL);
+    }
+    if len == 0 {
+        return Ok(0);
+    }
+    let (source, target) = (cur.file(input)?, cur.file(out)?);
+    if !source.readable() || !target.writable() {
+        return Err(EBADF);
+    }
+    let (Some(from), Some(to)) = (source.ops().downcast::<PipeEnd>(), target.ops().downcast::<PipeEnd>()) else {
+        return Err(EINVAL);
+    };
+    if Arc::ptr_eq(from.pipe(), to.pipe()) {
+        return Err(EINVAL);
+    }
+    let nonblock = flags & SPLICE_NONBLOCK != 0;
+    let len = len.min(CHUNK);
+    let bytes = match from.pipe().try_peek(len) {
+        Some(bytes) => bytes?,
+        None if nonblock || source.nonblocking() => return Err(EAGAIN),
+        None => from.pipe().wait_peek(len)?,
+    };
+    if bytes.is_empty() {
+        return Ok(0);
+    }
+    let result = to.write_now(&bytes, nonblock || target.nonblocking());
+    cur.after_write(&target, result)
 }
 
 fn vmsplice(cur: &mut Current, fd: Fd, vec: UserPtr<UserIoVec>, count: u64, flags: u32) -> Result<usize> {
