@@ -60,6 +60,11 @@ fn run(mut launch: Launch, channel: &Arc<Channel>, namespaces: libc::c_int, in_g
     // In the foreground the command passes them on.
     let caught = if launch.foreground { None } else { Some(Signals::new()?) };
     logging::init(&launch.settings, "boot", &launch.id)?;
+    if let Some(score) = launch.config.container.process.oom_score_adj {
+        // The host's memory is the sandbox's first of all. Lowering it takes a capability.
+        let set = std::fs::write("/proc/self/oom_score_adj", score.to_string());
+        confine::layer("oom_score_adj", set.context("write"));
+    }
     if launch.surroundings.waits() {
         settle(&mut launch, channel)?;
     } else if namespaces & libc::CLONE_NEWUSER != 0 {

@@ -10,7 +10,7 @@ use clap::ArgMatches;
 use oci_spec::runtime::Process;
 
 use crate::{
-    args,
+    args, cgroup,
     flags::Settings,
     sandbox::{
         self, pid_file,
@@ -41,7 +41,9 @@ pub fn run(settings: Settings, matches: &ArgMatches) -> Result<i32> {
     let pid_file = ["pid-file", "internal-pid-file"].into_iter().filter_map(|name| args::os(matches, name));
     let pid_files: Vec<PathBuf> = pid_file.map(PathBuf::from).collect();
     let write = |pid: i32| pid_files.iter().try_for_each(|path: &PathBuf| pid_file::write(path, pid));
-    let exec = Exec { id, process, streams, own_terminal, settings };
+    // A command that stays is its caller's, wherever that runs.
+    let cgroup = if detach { cgroup::load(&store.state_dir(&id)?)?.join()? } else { cgroup::Join::default() };
+    let exec = Exec { id, process, streams, own_terminal, settings, cgroup };
     if detach {
         write(proxy::detached(exec, &control)?)?;
         return Ok(0);

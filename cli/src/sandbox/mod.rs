@@ -238,7 +238,7 @@ pub fn launch(launch: Launch) -> Result<Sandbox> {
 }
 
 /// Also says whether the process was made in its group of version 2.
-fn fork(flags: libc::c_int, join: &cgroup::Join) -> std::io::Result<(Fork, bool)> {
+pub fn fork(flags: libc::c_int, join: &cgroup::Join) -> std::io::Result<(Fork, bool)> {
     if let Some(group) = &join.group
         && let Ok(made) = process::fork_into(flags, group.as_fd())
     {

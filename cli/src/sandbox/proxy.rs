@@ -27,7 +27,7 @@ use super::{
     stdio::Streams,
     terminal,
 };
-use crate::{flags::Settings, logging};
+use crate::{cgroup, flags::Settings, logging};
 
 /// A process to start.
 pub struct Exec {
@@ -37,6 +37,8 @@ pub struct Exec {
     /// Its terminal is nobody's yet, and becomes that of the proxy.
     pub own_terminal: bool,
     pub settings: Settings,
+    /// The container's, for a process that is left behind.
+    pub cgroup: cgroup::Join,
 }
 
 /// A process that runs, as its proxy sees it.
@@ -60,12 +62,12 @@ pub fn detached(exec: Exec, control: &Path) -> Result<i32> {
     process::check_single_threaded()?;
     let (ours, theirs) = Channel::pair()?;
     let client = Client::connect(control)?;
-    let pid = match process::fork(0).context("make the process that stands for it")? {
-        Fork::Child => {
+    let pid = match super::fork(0, &exec.cgroup).context("make the process that stands for it")? {
+        (Fork::Child, in_group) => {
             drop(ours);
-            stand_alone(exec, client, theirs)
+            stand_alone(exec, client, theirs, in_group)
         }
-        Fork::Parent(pid) => pid,
+        (Fork::Parent(pid), _) => pid,
     };
     drop((theirs, client, exec));
     match ours.receive()? {
@@ -77,8 +79,10 @@ pub fn detached(exec: Exec, control: &Path) -> Result<i32> {
 }
 
 /// The forked process.
-fn stand_alone(exec: Exec, client: Client, channel: Channel) -> ! {
+fn stand_alone(mut exec: Exec, client: Client, channel: Channel, in_group: bool) -> ! {
+    let join = std::mem::take(&mut exec.cgroup);
     let ready = |exec: &Exec| -> Result<Signals> {
+        join.enter(in_group)?;
         signals::reset();
         let signals = Signals::new()?;
         logging::init(&exec.settings, "exec", &exec.id)?;

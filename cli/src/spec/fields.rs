@@ -158,7 +158,15 @@ const FIELDS: &[Field] = &[
     Field("linux.namespaces[]", Object, Applied),
     Field("linux.namespaces[].type", Text, Applied),
     Field("linux.namespaces[].path", Text, Applied),
-    Field("linux.devices", List, Refused("devices of the host cannot be given to a sandbox")),
+    Field("linux.devices", List, Applied),
+    Field("linux.devices[]", Object, Applied),
+    Field("linux.devices[].path", Text, Applied),
+    Field("linux.devices[].type", Text, Applied),
+    Field("linux.devices[].major", I64, Applied),
+    Field("linux.devices[].minor", I64, Applied),
+    Field("linux.devices[].fileMode", U32, Applied),
+    Field("linux.devices[].uid", U32, Applied),
+    Field("linux.devices[].gid", U32, Applied),
     Field("linux.netDevices", Map, Refused("network devices are not supported yet")),
     Field("linux.seccomp", Object, SECCOMP),
     Field("linux.rootfsPropagation", Text, Ignored("mounts of a sandbox are never seen outside it")),
@@ -398,6 +406,43 @@ mod tests {
         }))
         .expect("a valid file");
         assert_eq!(warnings.len(), 3, "{warnings:?}");
+    }
+
+    /// Every field with values of every wrong type, and numbers out of range: the error names it.
+    #[test]
+    fn wrong_types_are_told_with_the_name() {
+        let values = [json!("text"), json!(true), json!(-1), json!(1.5), json!(u64::MAX), json!([]), json!({})];
+        for Field(rule, kind, _) in FIELDS {
+            let mut refused = 0;
+            for value in &values {
+                if mismatch(*kind, value).is_none() {
+                    continue;
+                }
+                refused += 1;
+                // The place of the value, built from the inside.
+                let mut config = value.clone();
+                let mut path = String::new();
+                for step in rule.split('.').rev() {
+                    let name = step.strip_suffix("[]").unwrap_or(step);
+                    if step.ends_with("[]") {
+                        config = json!([config]);
+                    }
+                    let key = if name == "*" { "some" } else { name };
+                    config = json!({ key: config });
+                    let shown = step.replace('*', "some").replace("[]", "[0]");
+                    path = if path.is_empty() { shown } else { format!("{shown}.{path}") };
+                }
+                let parents_apply = FIELDS.iter().all(|f| {
+                    f.2 == Applied
+                        || f.0 == *rule
+                        || !(rule.starts_with(&format!("{}.", f.0)) || rule.starts_with(&format!("{}[]", f.0)))
+                });
+                assert!(parents_apply, "{rule} lies below a field that is not applied");
+                let error = check(&config).expect_err(rule).to_string();
+                assert!(error.starts_with(&format!("{path}: expected")), "{error} does not name {path}");
+            }
+            assert!(refused >= 4, "{rule}");
+        }
     }
 
     #[test]

@@ -3,8 +3,10 @@
 use std::{collections::HashSet, os::unix::ffi::OsStringExt};
 
 use anyhow::{Context, Result, bail};
-use oci_spec::runtime::{Capabilities as OciCapabilities, LinuxPersonalityDomain, Process, Spec};
-use sentry_abi::config::{Capabilities, ContainerConfig, ProcessConfig, Rlimit, SandboxConfig, Strace};
+use oci_spec::runtime::{
+    Capabilities as OciCapabilities, LinuxDevice, LinuxDeviceType, LinuxPersonalityDomain, Process, Spec,
+};
+use sentry_abi::config::{Capabilities, ContainerConfig, DeviceNode, ProcessConfig, Rlimit, SandboxConfig, Strace};
 
 use super::{
     bundle::Bundle,
@@ -114,6 +116,7 @@ pub fn plan(id: &str, bundle: &Bundle, settings: &Settings) -> Result<Plan> {
         masked_paths: absolute(paths(linux.map(|l| l.masked_paths())), "linux.maskedPaths")?,
         readonly_paths: absolute(paths(linux.map(|l| l.readonly_paths())), "linux.readonlyPaths")?,
         sysctls: linux.and_then(|l| l.sysctl().clone()).unwrap_or_default().into_iter().collect(),
+        devices: devices(linux.and_then(|l| l.devices().as_deref()).unwrap_or_default())?,
     };
     let mut config = sandbox_config(settings, container);
     let limits = limits(spec)?;
@@ -183,6 +186,36 @@ fn absolute(paths: Vec<String>, field: &str) -> Result<Vec<String>> {
         }
     }
     Ok(paths)
+}
+
+/// Nodes to make. Those that the sandbox's kernel has no device for cannot be opened.
+fn devices(devices: &[LinuxDevice]) -> Result<Vec<DeviceNode>> {
+    let mut out = Vec::with_capacity(devices.len());
+    for (i, device) in devices.iter().enumerate() {
+        let field = format!("linux.devices[{i}]");
+        let kind = match device.typ() {
+            LinuxDeviceType::C | LinuxDeviceType::U => libc::S_IFCHR,
+            LinuxDeviceType::B => libc::S_IFBLK,
+            LinuxDeviceType::P => libc::S_IFIFO,
+            LinuxDeviceType::A => bail!("{field}.type: a is not the type of a device"),
+        };
+        let number = |name: &str, n: i64, max: u32| {
+            u32::try_from(n).ok().filter(|n| *n <= max).with_context(|| format!("{field}.{name}: {n} is not valid"))
+        };
+        let mode = device.file_mode().unwrap_or(0o666);
+        if mode > 0o177_777 {
+            bail!("{field}.fileMode: {mode} is not a mode");
+        }
+        out.push(DeviceNode {
+            path: super::mounts::target(device.path()).with_context(|| format!("{field}.path"))?,
+            mode: kind | (mode & 0o7777),
+            major: number("major", device.major(), 0xfff)?,
+            minor: number("minor", device.minor(), 0xf_ffff)?,
+            uid: device.uid().unwrap_or(0),
+            gid: device.gid().unwrap_or(0),
+        });
+    }
+    Ok(out)
 }
 
 struct Limits {

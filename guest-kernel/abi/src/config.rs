@@ -39,6 +39,8 @@ pub struct ContainerConfig {
     pub readonly_paths: Vec<String>,
     /// Name and value, e.g. `net.core.somaxconn`.
     pub sysctls: Vec<(String, String)>,
+    /// Made where they do not exist.
+    pub devices: Vec<DeviceNode>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]
@@ -102,6 +104,18 @@ pub struct Mount {
     pub source: MountSource,
     /// MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, ... of <sys/mount.h>.
     pub flags: u64,
+}
+
+/// A device that a container has beside the usual ones.
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
+pub struct DeviceNode {
+    pub path: String,
+    /// S_IFCHR, S_IFBLK or S_IFIFO, and permission bits.
+    pub mode: u32,
+    pub major: u32,
+    pub minor: u32,
+    pub uid: u32,
+    pub gid: u32,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]

@@ -2,10 +2,11 @@
 
 use alloc::{format, string::String, sync::Arc};
 
-use sentry_abi::config::{ContainerConfig, Mount as MountConfig, MountSource};
+use sentry_abi::config::{ContainerConfig, DeviceNode, Mount as MountConfig, MountSource};
 
 use super::{
-    FileSystem, FsContext, Inode, Mount, MountFlags, NewAttr, NewNode, Path, Walk, dev, gofer,
+    FileSystem, FileType, FsContext, Inode, Mount, MountFlags, NewAttr, NewNode, Path, SetAttr, Walk, dev, gofer,
+    make_device,
     namei::{self, Caller},
     proc::{ProcFs, configure_sysctls},
     tmpfs::Tmpfs,
@@ -47,7 +48,12 @@ pub fn namespace_root() -> Option<Path> {
 pub fn setup(config: &ContainerConfig) -> Result<Arc<FsContext>, SetupError> {
     uts::configure(&config.hostname, &config.domainname);
     for unknown in configure_sysctls(&config.sysctls) {
-        crate::warn!("sysctl {unknown} is not there: ignored");
+        // Engines set some of these in every container, also in one without a network.
+        if unknown.starts_with("net.") {
+            crate::warn!("sysctl {unknown} is not there: ignored");
+            continue;
+        }
+        return Err(SetupError::new(format!("linux.sysctl.{unknown}"), ENOENT));
     }
     let Some((root_config, others)) = config.mounts.split_first() else {
         return Err(SetupError::new(String::from("the configuration has no root mount"), EINVAL));
@@ -66,6 +72,9 @@ pub fn setup(config: &ContainerConfig) -> Result<Arc<FsContext>, SetupError> {
     if !cwd.is_empty() {
         let failed = |e| SetupError::new(format!("working directory {}", String::from_utf8_lossy(cwd)), e);
         mount_point(&caller, cwd, true).map_err(failed)?;
+    }
+    for device in &config.devices {
+        add_device(&caller, device).map_err(|e| SetupError::new(format!("device {}", device.path), e))?;
     }
     root.set_flags(MountFlags::from_bits_truncate(root_config.flags));
     for path in &config.masked_paths {
@@ -127,6 +136,25 @@ fn add(caller: &Caller, config: &MountConfig) -> Result<()> {
     Mount::of(fs, inode, &source, MountFlags::from_bits_truncate(config.flags)).attach(&point)
 }
 
+/// Makes a device's node; one that is there already stays as it is. Opening one that the sandbox does not have is ENXIO.
+fn add_device(caller: &Caller, device: &DeviceNode) -> Result<()> {
+    let path = device.path.as_bytes();
+    make_parents(caller, path)?;
+    let rdev = make_device(device.major, device.minor);
+    let node = match FileType::from_mode(device.mode) {
+        Some(FileType::Fifo) => NewNode::Fifo,
+        Some(kind @ (FileType::CharDevice | FileType::BlockDevice)) => NewNode::Device { kind, rdev },
+        _ => return Err(EINVAL),
+    };
+    match namei::create(caller, None, path, node, device.mode & 0o7777) {
+        Ok(made) => {
+            made.inode().set_attr(&SetAttr { uid: Some(device.uid), gid: Some(device.gid), ..SetAttr::default() })
+        }
+        Err(EEXIST) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
 /// The place of a mount, or the working directory; made if it does not exist, as engines expect.
 fn mount_point(caller: &Caller, target: &[u8], dir: bool) -> Result<Path> {
     let mut walk = Walk::new(caller.root.clone(), caller.root.clone(), &caller.creds);
@@ -134,18 +162,24 @@ fn mount_point(caller: &Caller, target: &[u8], dir: bool) -> Result<Path> {
         Err(ENOENT) => {}
         found => return found,
     }
-    for (at, _) in target.iter().enumerate().filter(|&(at, &b)| b == b'/' && at > 0) {
-        match namei::create(caller, None, &target[..at], NewNode::Directory, 0o755) {
-            Ok(_) | Err(EEXIST) => {}
-            Err(error) => return Err(error),
-        }
-    }
+    make_parents(caller, target)?;
     let node = if dir { NewNode::Directory } else { NewNode::Regular };
     match namei::create(caller, None, target, node, 0o755) {
         Ok(_) | Err(EEXIST) => {}
         Err(error) => return Err(error),
     }
     Walk::new(caller.root.clone(), caller.root.clone(), &caller.creds).resolve(target, true)
+}
+
+/// Makes the directories above a path.
+fn make_parents(caller: &Caller, path: &[u8]) -> Result<()> {
+    for (at, _) in path.iter().enumerate().filter(|&(at, &b)| b == b'/' && at > 0) {
+        match namei::create(caller, None, &path[..at], NewNode::Directory, 0o755) {
+            Ok(_) | Err(EEXIST) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Hides a path behind something empty; nothing to do when it does not exist.

@@ -131,6 +131,34 @@ fn run_tmpfs_mounts(platform: &Platform) {
     says(platform, &bundle, "x\n700\nfull\ndevice\nwritten\n");
 }
 
+/// Devices the sandbox has work under any name; of others there is the node, and nothing behind it.
+fn run_devices(platform: &Platform) {
+    let mut bundle = shell(
+        "stat -c '%a %u %F' /dev/extra/mine /dev/sda; head -c 3 /dev/extra/mine | wc -c; cat /dev/sda 2>&1; test -c /dev/null && echo null; test -p /dev/pipe && echo pipe",
+    );
+    bundle.config["linux"]["devices"] = json!([
+        { "path": "/dev/extra/mine", "type": "c", "major": 1, "minor": 5, "fileMode": 0o640, "uid": 7, "gid": 8 },
+        { "path": "/dev/sda", "type": "b", "major": 8, "minor": 0 },
+        { "path": "/dev/null", "type": "c", "major": 1, "minor": 3, "fileMode": 0o666 },
+        { "path": "/dev/pipe", "type": "p" },
+    ]);
+    says(
+        platform,
+        &bundle,
+        "640 7 character special file\n666 0 block special file\n3\ncat: can't open '/dev/sda': No such device or address\nnull\npipe\n",
+    );
+}
+
+fn run_sysctls(platform: &Platform) {
+    let mut bundle = shell("cat /proc/sys/kernel/msgmax /proc/sys/net/core/somaxconn");
+    bundle.config["linux"]["sysctl"] = json!({ "kernel.msgmax": "4321", "net.core.somaxconn": "77", "net.x.y": "1" });
+    says(platform, &bundle, "4321\n77\n");
+    bundle.config["linux"]["sysctl"] = json!({ "kernel.no_such_thing": "1" });
+    let ended = run(platform, &bundle);
+    ended.assert_code(128);
+    assert!(ended.finished.stderr().contains("linux.sysctl.kernel.no_such_thing"), "{}", ended.describe());
+}
+
 /// What the host can do with files, the container can: the file test program over the gofer's write-through root, and over
 /// a tmpfs.
 fn run_file_programs(platform: &Platform) {
@@ -353,6 +381,8 @@ on_sandboxes! {
     readonly_root = run_readonly_root;
     bind_mounts = run_bind_mounts;
     tmpfs_mounts = run_tmpfs_mounts;
+    devices = run_devices;
+    sysctls = run_sysctls;
     file_programs = run_file_programs;
     second_stat_is_free = run_second_stat_is_free;
     truncated_under_a_mapping = run_truncated_under_a_mapping;
