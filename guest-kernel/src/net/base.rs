@@ -20,6 +20,7 @@ use crate::{
 pub enum Kind {
     Stream = 1,
     Datagram = 2,
+    Raw = 3,
     SeqPacket = 5,
 }
 
@@ -109,6 +110,11 @@ impl Base {
         self.wake_all();
     }
 
+    /// Nothing is shut down any more: a failed connection may be tried again.
+    pub fn reopen(&self) {
+        self.shut.store(0, SeqCst);
+    }
+
     pub fn wake_all(&self) {
         self.readable.wake_all();
         self.writable.wake_all();
@@ -125,7 +131,12 @@ impl Base {
     }
 
     pub fn has_error(&self) -> bool {
-        self.error.load(Relaxed) != 0
+        self.peek_error() != 0
+    }
+
+    /// The pending error, which stays.
+    pub fn peek_error(&self) -> u16 {
+        self.error.load(Relaxed)
     }
 
     /// The pending error, which is then gone; 0: none.

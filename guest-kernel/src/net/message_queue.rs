@@ -1,11 +1,14 @@
 //! What has been sent to a message socket and not yet been received; and what a sender has on its way.
 
 use alloc::{collections::VecDeque, sync::Arc, vec::Vec};
-use core::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use core::sync::atomic::{
+    AtomicUsize,
+    Ordering::{Relaxed, SeqCst},
+};
 
-use super::{Ancillary, SockAddr};
+use super::{Ancillary, Base, Patience, Received, Recv, SHUT_RECEIVE, SockAddr, msg, stream::move_peek_offset};
 use crate::{
-    errno::{ENOBUFS, Result},
+    errno::{EFAULT, ENOBUFS, Result},
     fs::poll,
     mm::io::IoSrc,
     sync::{SpinLock, WaitQueue},
@@ -81,7 +84,7 @@ impl Message {
         let mut data = alloc::vec![0; len];
         match src.get(&mut data) {
             Ok(n) if n == len => {}
-            Ok(_) => return Some(Err(crate::errno::EFAULT)),
+            Ok(_) => return Some(Err(EFAULT)),
             Err(error) => return Some(Err(error)),
         }
         Some(Ok(Arc::new(Message { data, from, ancillary: ancillary.take(), _charge: charge })))
@@ -204,5 +207,53 @@ impl MessageQueue {
     pub fn close(&self) -> Vec<Arc<Message>> {
         self.inner.lock().closed = true;
         self.take_all()
+    }
+
+    /// Receives a message for a socket whose queue it is. `packets`: a connection, whose end those see too who do not wait.
+    pub fn receive(
+        &self,
+        base: &Base,
+        request: Recv<'_, '_>,
+        patience: Patience,
+        packets: bool,
+        into: &mut Received,
+    ) -> Result<usize> {
+        let peeks = request.flags & msg::PEEK != 0;
+        let offset = if peeks { base.peek_offset.load(Relaxed) } else { -1 };
+        let start = usize::try_from(offset).unwrap_or(0);
+        let found = patience.wait(&base.readable, || {
+            if let Err(error) = base.check_error() {
+                return Some(Err(error));
+            }
+            let found = if peeks { self.peek(start) } else { self.pop().map(|message| (message, 0)) };
+            match found {
+                Some(found) => Some(Ok(Some(found))),
+                // Datagrams have an end only for those who wait for it.
+                None if base.shut() & SHUT_RECEIVE != 0 && (packets || !request.nonblocking) => Some(Ok(None)),
+                None => None,
+            }
+        });
+        let Some((message, skip)) = found? else { return Ok(0) };
+        let rest = message.data.get(skip..).unwrap_or(&[]);
+        let n = rest.len().min(request.dst.remaining());
+        if request.dst.put(&rest[..n])? < n {
+            return Err(EFAULT);
+        }
+        if n < rest.len() {
+            into.flags |= msg::TRUNC;
+        }
+        into.whole = Some(rest.len());
+        into.from = message.from.clone();
+        if base.pass_credentials.load(Relaxed) {
+            into.credentials = Some(message.ancillary.credentials);
+        }
+        let moved = if peeks { n } else { message.data.len() };
+        move_peek_offset(base, peeks, moved);
+        into.rights = match Arc::try_unwrap(message) {
+            Ok(message) => message.ancillary.rights.map_or_else(Vec::new, |rights| rights.into_files()),
+            // Others see it too: it is peeked at.
+            Err(shared) => shared.ancillary.rights.as_ref().map_or_else(Vec::new, |rights| rights.files().to_vec()),
+        };
+        Ok(n)
     }
 }

@@ -3,7 +3,7 @@
 //! - [`Socket`]: what a protocol implements; [`SocketFile`]: a socket behind a descriptor; [`Base`]: what every socket has.
 //! - [`ByteQueue`] and [`MessageQueue`]: what has been sent to a socket and waits there; [`StreamEnd`]: one side of a
 //!   connected byte stream, the engine of every stream protocol.
-//! - Module `unix`: AF_UNIX.
+//! - Modules `unix`, `inet` and `netlink`: the protocols.
 //!
 //! Data move from the sender's memory into the receiver's queue and from there into its memory; nothing else crosses.
 
@@ -11,8 +11,10 @@ mod address;
 mod ancillary;
 mod base;
 mod byte_queue;
+pub mod inet;
 pub mod message;
 mod message_queue;
+mod netlink;
 pub mod options;
 mod socket;
 mod stream;

@@ -61,8 +61,10 @@ const MIN_RECEIVE_BUFFER: usize = 2304;
 const MAX_FORCED: usize = 8 << 20;
 
 /// Values that are kept.
+#[derive(Clone)]
 pub struct Options {
     switches: u32,
+    /// SO_LINGER: whether, and seconds.
     pub linger: [i32; 2],
     priority: i32,
     mark: i32,

@@ -1,11 +1,11 @@
 //! What a protocol implements, and a socket as an open file.
 
-use alloc::{format, sync::Arc};
+use alloc::{format, sync::Arc, vec::Vec};
 use core::{any::Any, sync::atomic::Ordering::Relaxed};
 
 use super::{Ancillary, Base, Received, SockAddr};
 use crate::{
-    errno::{EINVAL, ENOTCONN, ENOTSOCK, ENOTTY, EOPNOTSUPP, Result},
+    errno::{EINVAL, ENOTCONN, ENOTSOCK, EOPNOTSUPP, Result},
     fs::{File, FileOps, FileType, OpenFlags, anon},
     mm::{
         io::{IoDst, IoSrc},
@@ -85,7 +85,7 @@ pub trait Socket: Any + core::marker::Send + Sync {
     fn unsent(&self) -> Result<usize>;
 
     /// An option of a level other than SOL_SOCKET.
-    fn option(&self, _level: i32, _name: i32) -> Result<i32> {
+    fn option(&self, _level: i32, _name: i32) -> Result<Vec<u8>> {
         Err(EOPNOTSUPP)
     }
 
@@ -101,11 +101,6 @@ pub trait Socket: Any + core::marker::Send + Sync {
     /// Whether there is SO_PEEK_OFF.
     fn peeks_at_offset(&self) -> bool {
         false
-    }
-
-    /// Other ioctl(2) commands.
-    fn ioctl(&self, _cur: &mut Current, _command: u32, _argument: u64) -> Result<u64> {
-        Err(ENOTTY)
     }
 
     /// The last descriptor is gone.
@@ -208,13 +203,9 @@ impl FileOps for SocketFile {
                 let pid = file.owner.lock().pid;
                 cur.mm.write_value(value, &pid)?;
             }
-            _ => return self.socket.ioctl(cur, command, argument),
+            // Of the interface: any socket will do (netdevice(7)).
+            _ => return super::inet::interface::ioctl(cur, command, argument),
         }
         Ok(0)
     }
-}
-
-/// An option's value as getsockopt(2) hands it out.
-pub fn bytes_of(value: i32) -> alloc::vec::Vec<u8> {
-    value.to_ne_bytes().to_vec()
 }

@@ -35,7 +35,7 @@ impl StreamEnd {
         self.outgoing.get()
     }
 
-    /// Sends all of it, or what fits before the patience ends. EPIPE when the other side will not read.
+    /// Sends all of it, or what fits before the patience ends; at most `limit` bytes are on their way at a time. EPIPE when the other side will not read.
     pub fn send(
         &self,
         base: &Base,
@@ -43,11 +43,11 @@ impl StreamEnd {
         src: &mut IoSrc<'_>,
         mut ancillary: Ancillary,
         patience: Patience,
+        limit: usize,
     ) -> Result<usize> {
         if base.shut() & SHUT_SEND != 0 {
             return Err(EPIPE);
         }
-        let limit = base.send_buffer.load(Relaxed);
         let mut done = 0;
         while src.remaining() > 0 {
             let result = patience.wait(&base.writable, || {

@@ -3,21 +3,24 @@
 use alloc::sync::Arc;
 
 use super::{
-    Kind, SHUT_RECEIVE, SHUT_SEND, SockAddr, Socket, SocketFile, address, options,
-    socket::{self, of},
+    Kind, SHUT_RECEIVE, SHUT_SEND, SockAddr, Socket, SocketFile, address,
+    inet::{AF_INET, AF_INET6, Family, TcpSocket, UdpSocket},
+    netlink::{AF_NETLINK, NetlinkSocket},
+    options,
+    socket::of,
     unix::UnixSocket,
 };
 use crate::{
-    errno::{EAFNOSUPPORT, EINVAL, EOPNOTSUPP, EPROTONOSUPPORT, ESOCKTNOSUPPORT, Result},
+    errno::{EAFNOSUPPORT, EINVAL, EOPNOTSUPP, EPERM, EPROTONOSUPPORT, ESOCKTNOSUPPORT, Result},
     fs::{File, OpenFlags},
     mm::user::{UserAddr, UserPtr},
     syscall::{Fd, Hex, Level::*, Syscall},
     syscalls,
-    task::Current,
+    task::{Current, cap},
 };
 
 syscalls! { pub CALLS;
-    41 socket(domain: i32, kind: Hex, protocol: i32) = socket, Partial, "AF_UNIX", "unix";
+    41 socket(domain: i32, kind: Hex, protocol: i32) = socket, Partial, "AF_UNIX; AF_INET and AF_INET6 streams and datagrams over loopback; AF_NETLINK routes", "unix";
     53 socketpair(domain: i32, kind: Hex, protocol: i32, fds: UserPtr<[i32; 2]>) = socketpair, Full, "", "unix";
     49 bind(fd: Fd, address: UserAddr, len: i32) = bind, Full, "", "unix";
     50 listen(fd: Fd, backlog: i32) = listen, Full, "", "unix";
@@ -32,6 +35,11 @@ syscalls! { pub CALLS;
 }
 
 const SOL_SOCKET: i32 = 1;
+const IPPROTO_TCP: i32 = 6;
+const IPPROTO_UDP: i32 = 17;
+const NETLINK_ROUTE: i32 = 0;
+/// Types below are known ones.
+const SOCK_MAX: u64 = 11;
 /// Longest option value that is looked at.
 const MAX_OPTION: usize = 256;
 
@@ -69,18 +77,43 @@ impl Current {
     }
 }
 
+fn internet(family: Family, kind: u64, protocol: i32, raw: bool) -> Result<Arc<dyn Socket>> {
+    Ok(match (kind & 0xf, protocol) {
+        (1, 0 | IPPROTO_TCP) => TcpSocket::new(family),
+        (2, 0 | IPPROTO_UDP) => UdpSocket::new(family),
+        (1 | 2, _) => return Err(EPROTONOSUPPORT),
+        // Packets of one's own making: there is nowhere for them to go.
+        (3, _) if !raw => return Err(EPERM),
+        _ => return Err(ESOCKTNOSUPPORT),
+    })
+}
+
 fn socket(cur: &mut Current, domain: i32, kind: Hex, protocol: i32) -> Result<i32> {
     let flags = flags_of(kind.0)?;
-    if domain != i32::from(address::AF_UNIX) {
-        return Err(EAFNOSUPPORT);
+    if kind.0 & 0xf >= SOCK_MAX {
+        return Err(EINVAL);
     }
-    cur.install_socket(UnixSocket::new(unix_kind(kind.0, protocol)?), flags)
+    let domain = u16::try_from(domain).map_err(|_| EAFNOSUPPORT)?;
+    let raw = cur.task.capable(cap::NET_RAW);
+    let socket: Arc<dyn Socket> = match domain {
+        address::AF_UNIX => UnixSocket::new(unix_kind(kind.0, protocol)?),
+        AF_INET => internet(Family::V4, kind.0, protocol, raw)?,
+        AF_INET6 => internet(Family::V6 { only: false }, kind.0, protocol, raw)?,
+        AF_NETLINK => match (kind.0 & 0xf, protocol) {
+            (2 | 3, NETLINK_ROUTE) => NetlinkSocket::new(protocol, kind.0 & 0xf == 3),
+            (2 | 3, _) => return Err(EPROTONOSUPPORT),
+            _ => return Err(ESOCKTNOSUPPORT),
+        },
+        _ => return Err(EAFNOSUPPORT),
+    };
+    cur.install_socket(socket, flags)
 }
 
 fn socketpair(cur: &mut Current, domain: i32, kind: Hex, protocol: i32, fds: UserPtr<[i32; 2]>) -> Result<()> {
     let flags = flags_of(kind.0)?;
     if domain != i32::from(address::AF_UNIX) {
-        return Err(EAFNOSUPPORT);
+        let known = [AF_INET, AF_INET6, AF_NETLINK].map(i32::from).contains(&domain);
+        return Err(if known { EOPNOTSUPP } else { EAFNOSUPPORT });
     }
     let (a, b) = UnixSocket::pair(unix_kind(kind.0, protocol)?);
     let files = cur.task.files();
@@ -176,11 +209,7 @@ fn getsockopt(cur: &mut Current, fd: Fd, level: i32, name: i32, value: UserAddr,
     } else {
         return Err(EOPNOTSUPP);
     };
-    let bytes = if level == SOL_SOCKET {
-        options::get(&**socket, name, room)?
-    } else {
-        socket::bytes_of(socket.option(level, name)?)
-    };
+    let bytes = if level == SOL_SOCKET { options::get(&**socket, name, room)? } else { socket.option(level, name)? };
     let n = bytes.len().min(room);
     cur.mm.write(value, &bytes[..n])?;
     cur.mm.write_value(len, &(n as i32))

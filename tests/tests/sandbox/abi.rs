@@ -49,6 +49,7 @@ on_platforms! {
     group = |platform: &Platform| passes(platform, "group");
     ident = |platform: &Platform| passes(platform, "ident");
     inotify = |platform: &Platform| passes(platform, "inotify");
+    inet = |platform: &Platform| passes(platform, "inet");
     limit = |platform: &Platform| passes_in_limits(platform, "limit");
     mmap = |platform: &Platform| passes(platform, "mmap");
     peek = |platform: &Platform| passes(platform, "peek");

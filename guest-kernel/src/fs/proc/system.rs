@@ -48,21 +48,19 @@ static SYSVIPC: &[Entry] = &[
     text("shm", |_| Ok(crate::ipc::proc::shm())),
 ];
 
-/// Until there is a network, its files say that there is nothing.
+/// The loopback interface, and sockets.
 pub(super) static NET: &[Entry] = &[
     text("dev", |_| {
-        Ok(b"Inter-|   Receive                                                |  Transmit\n face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed\n".to_vec())
+        Ok(b"Inter-|   Receive                                                |  Transmit\n face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed\n    lo:       0       0    0    0    0     0          0         0        0       0    0    0    0     0       0          0\n".to_vec())
     }),
+    text("if_inet6", |_| Ok(b"00000000000000000000000000000001 01 80 10 80       lo\n".to_vec())),
     text("route", |_| {
         Ok(b"Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n".to_vec())
     }),
-    text("tcp", |_| {
-        Ok(b"  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n"
-            .to_vec())
-    }),
-    text("udp", |_| {
-        Ok(b"  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops\n".to_vec())
-    }),
+    text("tcp", |_| Ok(crate::net::inet::tcp_table(false))),
+    text("tcp6", |_| Ok(crate::net::inet::tcp_table(true))),
+    text("udp", |_| Ok(crate::net::inet::udp_table(false))),
+    text("udp6", |_| Ok(crate::net::inet::udp_table(true))),
     text("unix", |_| Ok(crate::net::unix::proc_table())),
 ];
 

@@ -8,7 +8,6 @@ use crate::{
     errno::{ECONNREFUSED, EMSGSIZE, ENOTCONN, EPERM, EPIPE, Result},
     net::{
         Kind, Message, MessageQueue, Patience, Received, Recv, SHUT_RECEIVE, SHUT_SEND, Send, message_queue::Refused,
-        msg, stream::move_peek_offset,
     },
 };
 
@@ -124,43 +123,6 @@ impl UnixSocket {
         if packets && !self.is_connected() {
             return Err(ENOTCONN);
         }
-        let peeks = request.flags & msg::PEEK != 0;
-        let offset = if peeks { self.base.peek_offset.load(Relaxed) } else { -1 };
-        let start = usize::try_from(offset).unwrap_or(0);
-        let nonblocking = request.nonblocking;
-        let found = patience.wait(&self.base.readable, || {
-            if let Err(error) = self.base.check_error() {
-                return Some(Err(error));
-            }
-            let found = if peeks { queue.peek(start) } else { queue.pop().map(|message| (message, 0)) };
-            match found {
-                Some(found) => Some(Ok(Some(found))),
-                // A datagram socket that is shut down has an end only for those who wait for it.
-                None if self.base.shut() & SHUT_RECEIVE != 0 && (packets || !nonblocking) => Some(Ok(None)),
-                None => None,
-            }
-        });
-        let Some((message, skip)) = found? else { return Ok(0) };
-        let rest = message.data.get(skip..).unwrap_or(&[]);
-        let n = rest.len().min(request.dst.remaining());
-        if request.dst.put(&rest[..n])? < n {
-            return Err(crate::errno::EFAULT);
-        }
-        if n < rest.len() {
-            into.flags |= msg::TRUNC;
-        }
-        into.whole = Some(message.data.len() - skip);
-        into.from = message.from.clone();
-        if self.base.pass_credentials.load(Relaxed) {
-            into.credentials = Some(message.ancillary.credentials);
-        }
-        let moved = if peeks { n } else { message.data.len() };
-        move_peek_offset(&self.base, peeks, moved);
-        into.rights = match Arc::try_unwrap(message) {
-            Ok(message) => message.ancillary.rights.map_or_else(Default::default, |rights| rights.into_files()),
-            // Others see it too: it is peeked at.
-            Err(shared) => shared.ancillary.rights.as_ref().map_or_else(Default::default, |r| r.files().to_vec()),
-        };
-        Ok(n)
+        queue.receive(&self.base, request, patience, packets, into)
     }
 }

@@ -79,7 +79,7 @@ impl UnixSocket {
         let base = Base::new(AF_UNIX, kind, 0);
         let transport = match kind {
             Kind::Stream => Transport::Stream(StreamEnd::new(&base)),
-            Kind::Datagram | Kind::SeqPacket => Transport::Messages(MessageQueue::new(base.readable.clone())),
+            _ => Transport::Messages(MessageQueue::new(base.readable.clone())),
         };
         let socket = Arc::new_cyclic(|me| UnixSocket {
             me: me.clone(),
@@ -186,7 +186,8 @@ impl UnixSocket {
             }
         }
         let patience = self.base.send_patience(message.nonblocking);
-        end.send(&self.base, outgoing, message.src, ancillary, patience)
+        let limit = self.base.send_buffer.load(Relaxed);
+        end.send(&self.base, outgoing, message.src, ancillary, patience, limit)
     }
 }
 
