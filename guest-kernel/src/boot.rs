@@ -69,13 +69,13 @@ fn start_init(config: SandboxConfig) {
             arch::host::exit(126 << 8);
         }
     };
-    match run_init(container, fs) {
+    match run_init(container, config.hold, fs) {
         Ok(()) => {}
         Err(error) => arch::host::exit(task::init::failure_status(error)),
     }
 }
 
-fn run_init(container: &ContainerConfig, fs: Arc<FsContext>) -> Result<()> {
+fn run_init(container: &ContainerConfig, hold: bool, fs: Arc<FsContext>) -> Result<()> {
     let creds = Arc::new(Creds::from_config(&container.process));
     let files = FdTable::new();
     let failed = |what: &str, error: Error| {
@@ -88,11 +88,9 @@ fn run_init(container: &ContainerConfig, fs: Arc<FsContext>) -> Result<()> {
     let env = task::launch::environment(&caller, &container.process);
     let process = ProcessConfig { env, ..container.process.clone() };
     let resources = Resources { files: files.clone(), fs, creds };
-    task::init::start_init(&process, resources, &mut |path| program::open(&caller, None, path, true))?;
-    // It runs once this CPU has booted: its descriptors are there in time.
-    if let Some(init) = task::table::process(task::table::INIT) {
-        stdio::install(&container.process, &files, &init).map_err(|e| failed("standard streams", e))?;
-    }
+    let init = task::init::make_init(&process, resources, &mut |path| program::open(&caller, None, path, true))?;
+    stdio::install(&container.process, &files, &init.process).map_err(|e| failed("standard streams", e))?;
+    task::init::begin(init, hold);
     Ok(())
 }
 

@@ -11,3 +11,4 @@ pub mod machine;
 pub mod platform;
 pub mod programs;
 pub mod sandbox;
+pub mod terminal;

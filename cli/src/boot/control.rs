@@ -70,7 +70,7 @@ pub struct Control {
     pub(super) sentry: Sentry,
     pub(super) streams: Streams,
     strace_size: u32,
-    start: Mutex<Option<Sender<()>>>,
+    start: Mutex<Start>,
     /// No task of the container runs.
     paused: Mutex<bool>,
     pub(super) proxies: Mutex<Vec<Proxy>>,
@@ -85,7 +85,17 @@ pub struct ControlParts {
     pub streams: Streams,
     /// Bytes of a buffer that traces show.
     pub strace_size: u32,
-    pub start: Sender<()>,
+    /// Lets the machine run; none when it does, and init is held in it.
+    pub start: Option<Sender<()>>,
+}
+
+/// How far the container is.
+enum Start {
+    /// The machine does not run.
+    Waits(Sender<()>),
+    /// Init is held by the sentry.
+    Held,
+    Started,
 }
 
 impl Control {
@@ -98,7 +108,7 @@ impl Control {
             sentry,
             streams,
             strace_size,
-            start: Mutex::new(Some(start)),
+            start: Mutex::new(start.map_or(Start::Held, Start::Waits)),
             paused: Mutex::default(),
             proxies: Mutex::default(),
         }
@@ -127,16 +137,25 @@ impl Control {
 
     /// Whether the container's process runs.
     pub(super) fn is_running(&self) -> bool {
+        if !self.is_started() {
+            return false;
+        }
         let known = self.progress.lock();
         known.init.as_ref().is_some_and(|(errno, _)| *errno == 0) && known.status.is_none()
     }
 
     fn start(&self) -> Reply {
-        let Some(start) = self.start.lock().unwrap_or_else(PoisonError::into_inner).take() else {
-            return Reply::error(libc::EBUSY, "the container was started before");
-        };
-        if start.send(()).is_err() {
-            return Reply::error(libc::ESRCH, "the sandbox is ending");
+        match std::mem::replace(&mut *self.phase(), Start::Started) {
+            Start::Started => return Reply::error(libc::EBUSY, "the container was started before"),
+            Start::Held => match self.sentry.call(&sentry_abi::control::Request::Start, ANSWER_LIMIT) {
+                Ok(sentry_abi::control::Reply::Done) => return Reply::Done,
+                Ok(other) => return Reply::error(libc::EPROTO, format!("the sentry answers {other:?}")),
+                Err(error) => return Reply::error(libc::EIO, format!("{error:#}")),
+            },
+            Start::Waits(start) if start.send(()).is_err() => {
+                return Reply::error(libc::ESRCH, "the sandbox is ending");
+            }
+            Start::Waits(_) => {}
         }
         let known = self.progress.wait(Some(START_LIMIT), |known| known.init.is_some() || known.status.is_some());
         match known.init {
@@ -148,15 +167,24 @@ impl Control {
     /// SIGKILL for init takes the whole sandbox with it, and this works whatever state the sentry is in.
     fn kill(&self, signo: i32) -> Reply {
         self.machine.stop(Outcome::Exited(signo));
-        // It may not have been started; then the main thread waits for that.
-        if let Some(start) = self.start.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Start::Waits(start) = &*self.phase() {
+            // The main thread waits for it.
             let _ = start.send(());
         }
         Reply::Done
     }
 
+    fn phase(&self) -> MutexGuard<'_, Start> {
+        self.start.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn is_started(&self) -> bool {
-        self.start.lock().unwrap_or_else(PoisonError::into_inner).is_none() || self.progress.lock().init.is_some()
+        match &*self.phase() {
+            Start::Started => true,
+            Start::Held => false,
+            // The command that made the sandbox starts it by another way.
+            Start::Waits(_) => self.progress.lock().init.is_some(),
+        }
     }
 
     /// A signal for a container that was not started: what stands for its process would take the default action.

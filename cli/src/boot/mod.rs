@@ -87,6 +87,7 @@ fn run(mut launch: Launch, channel: &Arc<Channel>, namespaces: libc::c_int, in_g
         host,
         streams,
         foreground,
+        hold,
         own_terminal,
         control,
         mut exit_file,
@@ -121,6 +122,7 @@ fn run(mut launch: Launch, channel: &Arc<Channel>, namespaces: libc::c_int, in_g
         opened.push(Stream::new(fd).with_context(|| format!("descriptor {}", stream.fd))?);
     }
     config.container.process.stdio = streams.config;
+    config.hold = hold;
     let strace_size = config.strace.max_size;
 
     if mapped {
@@ -159,7 +161,7 @@ fn run(mut launch: Launch, channel: &Arc<Channel>, namespaces: libc::c_int, in_g
         sentry: built.sentry,
         streams: built.streams,
         strace_size,
-        start: start.clone(),
+        start: (!hold).then(|| start.clone()),
     });
     let handler = Arc::new(handler);
     if let Some(caught) = caught {
@@ -170,8 +172,10 @@ fn run(mut launch: Launch, channel: &Arc<Channel>, namespaces: libc::c_int, in_g
     log::debug!("sentry image sha256={}", vmm::image::SENTRY_SHA256);
     channel.send(&Report::Ready)?;
 
-    // Nobody who could ask for the start is left when this fails.
-    started.recv().context("wait for the start")?;
+    if !hold {
+        // Nobody who could ask for the start is left when this fails.
+        started.recv().context("wait for the start")?;
+    }
     let machine = built.machine.handle();
     let outcome = built.machine.run()?;
     log_counters(&machine);

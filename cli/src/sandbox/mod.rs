@@ -61,6 +61,8 @@ pub struct Launch {
     pub streams: Streams,
     /// Ends with the command that made it.
     pub foreground: bool,
+    /// Made ready to begin at once, and begun by a request on the control socket.
+    pub hold: bool,
     /// Its terminal is nobody's yet, and becomes that of the sandbox.
     pub own_terminal: bool,
     pub control: UnixListener,

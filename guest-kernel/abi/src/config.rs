@@ -15,6 +15,8 @@ pub struct SandboxConfig {
     /// Tasks the sandbox may have.
     pub pids_limit: u32,
     pub watchdog_panics: bool,
+    /// Init is made ready, and begins when [`crate::control::Request::Start`] comes.
+    pub hold: bool,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize, PartialEq, Eq)]

@@ -24,6 +24,8 @@ pub struct Header {
 
 #[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 pub enum Request {
+    /// Lets an init that is held begin.
+    Start,
     Signal {
         container: String,
         target: Target,

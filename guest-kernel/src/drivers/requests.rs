@@ -14,7 +14,7 @@ use crate::{
         set::{SIGNALS, SIGWINCH},
     },
     syscall,
-    task::{Process, hosted, table},
+    task::{Process, hosted, init, table},
     time,
 };
 
@@ -29,6 +29,8 @@ pub(super) fn answer(request: Request, ticket: Ticket) {
     let reply = match request {
         Request::Exec { process } => return hosted::start(process, ticket),
         Request::Wait { pid } => return hosted::wait(pid, ticket),
+        Request::Start if init::release() => Reply::Done,
+        Request::Start => Reply::Error(ESRCH),
         Request::Signal { target, signo, .. } => signal(target, signo),
         Request::Ps { .. } => {
             Reply::Ps(table::processes().iter().filter(|p| p.zombie().is_none()).map(describe).collect())

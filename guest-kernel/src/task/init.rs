@@ -15,19 +15,15 @@ use crate::{
     errno::{EACCES, ENOENT, Error, Result, text},
     fs::FsContext,
     sched,
-    sync::Once,
+    sync::{Once, SpinLock},
 };
 
 /// Creates the container's init process with these descriptors, root and working directory. `open` opens programs as that
 /// process. Failures have been reported to the host when this returns them.
-pub fn start_init(config: &ProcessConfig, resources: Resources, open: Open<'_>) -> Result<()> {
+pub fn make_init(config: &ProcessConfig, resources: Resources, open: Open<'_>) -> Result<Arc<Task>> {
     ORIGIN.call_once(|| resources.fs.copy());
     match create(config, resources, open) {
-        Ok(task) => {
-            arch::host::init_result(0, b"");
-            sched::start(task);
-            Ok(())
-        }
+        Ok(task) => Ok(task),
         Err(error) => {
             let what = config.args.first().map_or(&b""[..], Vec::as_slice);
             let message = failure(what, error);
@@ -36,6 +32,26 @@ pub fn start_init(config: &ProcessConfig, resources: Resources, open: Open<'_>) 
             Err(error)
         }
     }
+}
+
+/// Tells the host that init is ready, and lets it begin; with `hold` it begins with [`release`].
+pub fn begin(task: Arc<Task>, hold: bool) {
+    if hold {
+        *HELD.lock() = Some(task);
+    } else {
+        sched::start(task);
+    }
+    arch::host::init_result(0, b"");
+}
+
+/// Init, until it may begin.
+static HELD: SpinLock<Option<Arc<Task>>> = SpinLock::new(None);
+
+/// Lets an init that is held begin; false when there is none.
+pub fn release() -> bool {
+    let Some(task) = HELD.lock().take() else { return false };
+    sched::start(task);
+    true
 }
 
 /// Root and working directory of the container: what a task refers to once it has given up its own.
