@@ -56,9 +56,30 @@ impl Terminal {
 
     /// Reads until `text` is shown.
     pub fn expect(&mut self, text: &str) {
-        let end = Instant::now() + Duration::from_secs(20) * host::time_scale();
+        let shown = self.shows(text, Duration::from_secs(20));
+        assert!(shown, "{text:?} is not shown in: {:?}", self.shown);
+    }
+
+    /// Changes the size until a shell with busybox sees it: programs in between may not listen yet.
+    pub fn expect_resize(&mut self) {
+        for rows in 40..60 {
+            self.resize(rows, 77);
+            std::thread::sleep(Duration::from_millis(100) * host::time_scale());
+            self.type_("busybox stty size\n");
+            if self.shows(&format!("\n{rows} 77"), Duration::from_secs(1)) {
+                return;
+            }
+        }
+        panic!("a change of size is not seen: {:?}", self.shown);
+    }
+
+    /// Reads until `text` is shown, for at most `limit`.
+    fn shows(&mut self, text: &str, limit: Duration) -> bool {
+        let end = Instant::now() + limit * host::time_scale();
         while !self.shown.contains(text) {
-            assert!(Instant::now() < end, "{text:?} is not shown in: {:?}", self.shown);
+            if Instant::now() >= end {
+                return false;
+            }
             let mut poll = libc::pollfd { fd: self.master.as_raw_fd(), events: libc::POLLIN, revents: 0 };
             // SAFETY: poll writes the one structure it is given.
             if unsafe { libc::poll(&mut poll, 1, 100) } > 0 {
@@ -71,6 +92,7 @@ impl Terminal {
         }
         let (_, rest) = self.shown.split_once(text).expect("just seen");
         self.shown = rest.to_owned();
+        true
     }
 
     /// Waits for the end; the exit code.

@@ -62,12 +62,12 @@ impl Call {
     }
 
     /// Makes the container of a bundle.
-    pub fn make(&self, settings: Settings, foreground: bool) -> Result<Made> {
+    pub fn make(&self, settings: Settings, mode: Mode) -> Result<Made> {
         let settings = self.overridden(settings)?;
         let store = Store::new(&settings.root);
         // Taken first: nothing else is worth doing under a name that is in use.
         let entry = store.create(&self.id)?;
-        let (plan, streams) = match self.prepare(&settings, foreground) {
+        let (plan, streams) = match self.prepare(&settings, mode == Mode::Foreground) {
             Ok(prepared) => prepared,
             Err(error) => {
                 let _ = entry.remove();
@@ -85,7 +85,7 @@ impl Call {
             roots: &plan.roots,
             vcpus: plan.vcpus,
             streams,
-            foreground,
+            mode,
             own_terminal: self.console_socket.is_some(),
             cgroup: plan.cgroup,
             surroundings: plan.surroundings,
@@ -131,6 +131,17 @@ impl Call {
     }
 }
 
+/// What becomes of a container that is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// It ends with the command that makes it.
+    Foreground,
+    /// It is started by this command, and outlives it.
+    Detached,
+    /// It waits for a start by another command.
+    Held,
+}
+
 /// What a container is made of.
 pub struct Making<'a> {
     pub entry: Entry,
@@ -139,8 +150,7 @@ pub struct Making<'a> {
     pub roots: &'a [HostRoot],
     pub vcpus: u32,
     pub streams: Streams,
-    /// It ends with the command that makes it.
-    pub foreground: bool,
+    pub mode: Mode,
     /// Its terminal is a new one.
     pub own_terminal: bool,
     /// Control groups to make.
@@ -150,7 +160,7 @@ pub struct Making<'a> {
 
 /// Makes a sandbox and writes its state; a failure leaves neither.
 pub fn make(making: Making<'_>, settings: Settings) -> Result<Made> {
-    let Making { entry, mut record, mut config, roots, vcpus, streams, foreground, own_terminal, cgroup, surroundings } =
+    let Making { entry, mut record, mut config, roots, vcpus, streams, mode, own_terminal, cgroup, surroundings } =
         making;
     let launched = (|| {
         let backend = platform::choose(settings.platform, &settings.root)?;
@@ -180,7 +190,8 @@ pub fn make(making: Making<'_>, settings: Settings) -> Result<Made> {
             vcpus,
             host: Host::open(backend)?,
             streams,
-            foreground,
+            foreground: mode == Mode::Foreground,
+            hold: mode == Mode::Held,
             own_terminal,
             control,
             control_path,
@@ -192,7 +203,7 @@ pub fn make(making: Making<'_>, settings: Settings) -> Result<Made> {
         })?;
         record.process = Some(sandbox.process);
         // In the foreground nobody sees it before it is started.
-        record.started = foreground;
+        record.started = mode == Mode::Foreground;
         entry.save(&record)?;
         Ok(sandbox)
     })();

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail};
 use clap::ArgMatches;
 use devices::control::{Client, SignalTarget};
 
-use super::container::Call;
+use super::container::{Call, Mode};
 use crate::{
     flags::Settings,
     sandbox::InitError,
@@ -13,8 +13,8 @@ use crate::{
 
 pub fn create(settings: Settings, matches: &ArgMatches) -> Result<i32> {
     let call = Call::new(matches)?;
-    let mut made = call.make(settings, false)?;
-    if let Err(error) = made.sandbox.ready() {
+    let mut made = call.make(settings, Mode::Held)?;
+    if let Err(error) = made.sandbox.ready().and_then(|()| made.sandbox.begun()) {
         made.undo();
         return Err(error);
     }

@@ -72,7 +72,7 @@ pub fn run(settings: Settings, matches: &ArgMatches) -> Result<i32> {
         roots: &mounts.roots,
         vcpus: host::allowed_cpus(),
         streams,
-        foreground: true,
+        mode: container::Mode::Foreground,
         own_terminal: false,
         cgroup: None,
         surroundings: Surroundings::default(),

@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::ArgMatches;
 
 use super::{
-    container::{Call, Made},
+    container::{Call, Made, Mode},
     delete,
 };
 use crate::{
@@ -18,7 +18,7 @@ pub fn run(settings: Settings, matches: &ArgMatches) -> Result<i32> {
     let call = Call::new(matches)?;
     let store = Store::new(&settings.root);
     if args::is_set(matches, "detach") {
-        let mut made = call.make(settings, false)?;
+        let mut made = call.make(settings, Mode::Detached)?;
         let begun = made.sandbox.ready().and_then(|()| made.sandbox.start()).and_then(|()| made.sandbox.begun());
         if let Err(error) = begun.and_then(|()| started(&mut made)) {
             made.undo();
@@ -28,7 +28,7 @@ pub fn run(settings: Settings, matches: &ArgMatches) -> Result<i32> {
         return Ok(0);
     }
     let mut signals = Signals::new()?;
-    let made = call.make(settings, true)?;
+    let made = call.make(settings, Mode::Foreground)?;
     foreground(made, &store, &mut signals, args::is_set(matches, "keep"))
 }
 

@@ -73,6 +73,7 @@ pub fn sandbox_config(settings: &Settings, container: ContainerConfig) -> Sandbo
         memory_limit: default_memory(),
         pids_limit: DEFAULT_PIDS,
         watchdog_panics: settings.watchdog_panics,
+        hold: false,
     }
 }
 

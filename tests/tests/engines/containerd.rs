@@ -66,7 +66,9 @@ impl Containerd {
 
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new("ctr");
-        command.arg("--address").arg(self.dir.path().join("sock")).args(args);
+        command.arg("--address").arg(self.dir.path().join("sock"));
+        // Its name is part of the containers' cgroups.
+        command.arg("--namespace").arg(self.dir.path().file_name().expect("name")).args(args);
         command
     }
 
@@ -107,6 +109,10 @@ impl Containerd {
         assert_eq!(left, 0, "states of containers are left");
         drop(daemon);
         nothing_left(dir.path());
+        for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+            // The parent of the containers' groups, which runtimes leave. One that is in use stays.
+            let _ = fs::remove_dir(hierarchy.path().join(dir.path().file_name().expect("name")));
+        }
     }
 }
 
@@ -154,10 +160,7 @@ fn terminals() {
     let Some(containerd) = Containerd::new() else { return };
     let shell = |mut terminal: Terminal| {
         terminal.expect("/ # ");
-        terminal.resize(31, 77);
-        std::thread::sleep(Duration::from_millis(500) * host::time_scale());
-        terminal.type_("busybox stty size\n");
-        terminal.expect("31 77\r");
+        terminal.expect_resize();
         terminal.type_("sleep 100\n");
         terminal.expect("sleep 100\r");
         std::thread::sleep(Duration::from_millis(500) * host::time_scale());

@@ -133,7 +133,7 @@ fn run() {
     );
     podman.says(
         &["--cap-drop=all"],
-        "while read n v; do test $n = CapEff: && echo $v; done < /proc/self/status",
+        "while read n v; do if test $n = CapEff:; then echo $v; fi; done < /proc/self/status",
         "0000000000000000\n",
     );
     podman.says(
@@ -237,11 +237,7 @@ fn shell_in_a_terminal(mut terminal: Terminal) {
     terminal.expect("/ # ");
     terminal.type_("test -t 0 && echo a\"\" terminal\n");
     terminal.expect("a terminal\r\n");
-    terminal.resize(31, 77);
-    // The change passes several processes.
-    std::thread::sleep(Duration::from_millis(500) * host::time_scale());
-    terminal.type_("busybox stty size\n");
-    terminal.expect("31 77\r\n");
+    terminal.expect_resize();
     terminal.type_("sleep 100\n");
     terminal.expect("sleep 100\r\n");
     std::thread::sleep(Duration::from_millis(500) * host::time_scale());
@@ -255,7 +251,12 @@ fn shell_in_a_terminal(mut terminal: Terminal) {
     terminal.type_("\x1a");
     terminal.expect("Stopped");
     terminal.expect("/ # ");
-    terminal.type_("kill -9 %1; wait; exit 4\n");
+    terminal.type_("fg\n");
+    terminal.expect("sleep 100\r\n");
+    std::thread::sleep(Duration::from_millis(500) * host::time_scale());
+    terminal.type_("\x03");
+    terminal.expect("/ # ");
+    terminal.type_("exit 4\n");
     assert_eq!(terminal.end(), 4);
 }
 
