@@ -1,5 +1,7 @@
 //! `runsc create` and `runsc start`: a container in two steps, as engines make them.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, bail};
 use clap::ArgMatches;
 use devices::control::{Client, SignalTarget};
@@ -8,8 +10,11 @@ use super::container::{Call, Mode};
 use crate::{
     flags::Settings,
     sandbox::InitError,
-    store::{Status, Store},
+    store::{Record, Status, Store},
 };
+
+/// How long a sandbox that says nothing any more may take to end.
+const LIMIT: Duration = Duration::from_secs(5);
 
 pub fn create(settings: Settings, matches: &ArgMatches) -> Result<i32> {
     let call = Call::new(matches)?;
@@ -22,6 +27,12 @@ pub fn create(settings: Settings, matches: &ArgMatches) -> Result<i32> {
     Ok(0)
 }
 
+/// Whether the container has ended already, so soon that the answer to its start did not come.
+fn has_run(store: &Store, record: &Record) -> bool {
+    let Some(process) = record.process else { return false };
+    matches!(process.wait(Some(LIMIT)), Ok(true)) && matches!(store.exit_status(&record.id), Ok(Some(_)))
+}
+
 pub fn start(settings: &Settings, matches: &ArgMatches) -> Result<i32> {
     let id = super::id(matches)?;
     let store = Store::new(&settings.root);
@@ -32,7 +43,11 @@ pub fn start(settings: &Settings, matches: &ArgMatches) -> Result<i32> {
         status => bail!("cannot start container {id}: it is {}", status.name()),
     }
     let mut client = Client::connect(&entry.control_socket())?;
-    client.start(&id).map_err(InitError::from_control)?;
+    if let Err(error) = client.start(&id).map_err(InitError::from_control)
+        && !has_run(&store, &record)
+    {
+        return Err(error);
+    }
     record.started = true;
     entry.save(&record)?;
     if let Err(error) = record.poststart() {
