@@ -1,5 +1,9 @@
 // User and group ids, resource limits, uname, sysinfo, random numbers, prctl, unknown calls.
 #include "abi.h"
+#include <sys/personality.h>
+#include <sys/klog.h>
+#include <sched.h>
+#include <pthread.h>
 #include <grp.h>
 #include <linux/random.h>
 #include <sys/prctl.h>
@@ -213,5 +217,103 @@ static void unknown_calls(void) {
     ERR(syscall(0x40000000 | SYS_getpid), ENOSYS); // x32 is not built in
 }
 
-TESTS(T(ids), T(changing_ids), T(kill_needs_permission), T(limits), T(names), T(system_information), T(random_numbers),
+struct caps {
+    uint32_t effective, permitted, inheritable;
+};
+
+static void capabilities(void) {
+    struct {
+        uint32_t version;
+        int pid;
+    } header = {0x20080522, 0};
+    struct caps caps[2];
+    OK(syscall(SYS_capget, &header, caps));
+    header.version = 1;
+    ERR(syscall(SYS_capget, &header, caps), EINVAL);
+    EQ(header.version, 0x20080522);
+    header.pid = 0x3ffffff;
+    ERR(syscall(SYS_capget, &header, caps), ESRCH);
+    header.pid = 0;
+    OK(syscall(SYS_capget, &header, caps));
+    // What is given up is gone.
+    uint32_t had = caps[0].permitted;
+    caps[0].effective &= ~(1u << 6);
+    caps[0].permitted &= ~(1u << 6);
+    OK(syscall(SYS_capset, &header, caps));
+    OK(syscall(SYS_capget, &header, caps));
+    EQ(caps[0].permitted & 1u << 6, 0);
+    if (had & 1u << 6) ERR(setgid(12345), EPERM);
+    caps[0].permitted |= 1u << 6;
+    ERR(syscall(SYS_capset, &header, caps), EPERM);
+}
+
+static void groups_of_the_file_system(void) {
+    if (geteuid() != 0) return;
+    EQ(setfsgid(500), 0);
+    EQ(setfsgid(-1), 500);
+    OK(setregid(600, 700));
+    EQ(getgid(), 600);
+    EQ(getegid(), 700);
+    EQ(setfsgid(-1), 700);
+    OK(setregid(-1, 600));
+    EQ(getegid(), 600);
+    OK(setuid(12345));
+    ERR(setregid(800, -1), EPERM);
+    OK(setregid(-1, 700));
+    EQ(setfsgid(800), 700);
+    EQ(setfsgid(-1), 700);
+}
+
+static void execution_domain(void) {
+    EQ(personality(0xffffffff) & 0xff, 0);
+    OK(personality(ADDR_NO_RANDOMIZE));
+    EQ(personality(0xffffffff), ADDR_NO_RANDOMIZE);
+    CHILD_PID(pid) { _exit(personality(0xffffffff) != ADDR_NO_RANDOMIZE); }
+    reap_ok(pid);
+    OK(personality(0));
+}
+
+static void kernel_log(void) {
+    TRUE(klogctl(10, NULL, 0) >= 0 || errno == EPERM);
+    ERR(klogctl(99, NULL, 0), EINVAL);
+}
+
+static void names_can_be_set(void) {
+    // A host keeps its names.
+    if (geteuid() != 0 || !in_sandbox() && unshare(CLONE_NEWUTS)) return;
+    OK(sethostname("new-name", 8));
+    OK(setdomainname("example", 7));
+    struct utsname u;
+    OK(uname(&u));
+    STREQ(u.nodename, "new-name");
+    STREQ(u.domainname, "example");
+    ERR(sethostname("x", 65), EINVAL);
+    ERR(setdomainname("x", -1), EINVAL);
+    OK(setuid(12345));
+    ERR(sethostname("x", 1), EPERM);
+}
+
+static void *alone(void *arg) {
+    OK(unshare(CLONE_FS | CLONE_FILES));
+    OK(chdir("/"));
+    OK(close(*(int *)arg));
+    return NULL;
+}
+
+static void what_was_shared(void) {
+    ERR(unshare(1), EINVAL);
+    OK(unshare(0));
+    enter_scratch();
+    int fd = open("/dev/null", O_RDONLY);
+    pthread_t t;
+    EQ(pthread_create(&t, NULL, alone, &fd), 0);
+    EQ(pthread_join(t, NULL), 0);
+    OK(fcntl(fd, F_GETFD));
+    char here[300];
+    TRUE(getcwd(here, sizeof here));
+    STREQ(here, scratch);
+}
+
+TESTS(T(capabilities), T(groups_of_the_file_system), T(execution_domain), T(kernel_log), T(names_can_be_set),
+      T(what_was_shared), T(ids), T(changing_ids), T(kill_needs_permission), T(limits), T(names), T(system_information), T(random_numbers),
       T(process_controls), T(unknown_calls))

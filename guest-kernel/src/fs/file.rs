@@ -478,7 +478,8 @@ impl File {
     pub fn mmap(&self) -> Result<Arc<dyn Pager>> {
         let pager = self.ops.mmap(self)?;
         let root = super::namespace_root().unwrap_or_else(|| self.path.clone());
-        pager.set_name(String::from_utf8_lossy(&self.path.display(&root)).into_owned());
+        let (device, inode) = self.inode().stat().map_or((0, 0), |stat| (stat.dev, stat.ino));
+        pager.set_identity(device, inode, String::from_utf8_lossy(&self.path.display(&root)).into_owned());
         Ok(pager)
     }
 

@@ -122,10 +122,12 @@ impl Mount {
         Ok(())
     }
 
-    /// Takes it out of the tree. EBUSY when something is mounted below (unless `lazy`), EINVAL for the tree's root.
+    /// Takes it out of the tree. EBUSY when something is mounted below or it is in use (unless `lazy`), EINVAL for the tree's
+    /// root.
     pub fn detach(self: &Arc<Self>, lazy: bool) -> Result<()> {
         let _changes = CHANGES.lock();
-        if !lazy && !self.children.lock().is_empty() {
+        // Its parent and the caller have it; who else does, uses it.
+        if !lazy && (!self.children.lock().is_empty() || Arc::strong_count(self) > 2) {
             return Err(EBUSY);
         }
         let place = self.place.lock().take().ok_or(EINVAL)?;

@@ -317,6 +317,7 @@ impl AddressSpace {
             return Err(ENOMEM);
         }
         let child = AddressSpace::new()?;
+        child.barriers.store(self.barriers.load(SeqCst), SeqCst);
         let inner = self.lock();
         let mut theirs = child.lock();
         theirs.layout = inner.layout;

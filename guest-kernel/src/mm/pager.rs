@@ -35,8 +35,8 @@ pub trait Pager: Any + Send + Sync {
     /// Device, inode and path for /proc/pid/maps.
     fn identity(&self) -> (u64, u64, String);
 
-    /// The path that it was mapped by last, for [`Pager::identity`].
-    fn set_name(&self, _name: String) {}
+    /// Device, inode and path of what it was mapped by last, for [`Pager::identity`].
+    fn set_identity(&self, _device: u64, _inode: u64, _path: String) {}
 }
 
 impl dyn Pager {

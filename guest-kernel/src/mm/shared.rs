@@ -51,8 +51,7 @@ pub struct SharedPages {
     pages: SpinLock<BTreeMap<u64, Page>>,
     size: AtomicU64,
     mappings: MappingList,
-    identity: (u64, u64),
-    name: SpinLock<String>,
+    identity: SpinLock<(u64, u64, String)>,
     quota: Option<Arc<Quota>>,
 }
 
@@ -62,8 +61,7 @@ impl SharedPages {
             pages: SpinLock::new(BTreeMap::new()),
             size: AtomicU64::new(size),
             mappings: MappingList::new(),
-            identity: (device, inode),
-            name: SpinLock::new(name),
+            identity: SpinLock::new((device, inode, name)),
             quota: None,
         }
     }
@@ -266,11 +264,11 @@ impl Pager for SharedPages {
     }
 
     fn identity(&self) -> (u64, u64, String) {
-        (self.identity.0, self.identity.1, self.name.lock().clone())
+        self.identity.lock().clone()
     }
 
-    fn set_name(&self, name: String) {
-        let old = core::mem::replace(&mut *self.name.lock(), name);
+    fn set_identity(&self, device: u64, inode: u64, path: String) {
+        let old = core::mem::replace(&mut *self.identity.lock(), (device, inode, path));
         drop(old);
     }
 }

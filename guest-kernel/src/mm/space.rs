@@ -6,7 +6,7 @@ use alloc::{
     vec::Vec,
 };
 use core::sync::atomic::{
-    AtomicU64,
+    AtomicU32, AtomicU64,
     Ordering::{Relaxed, SeqCst},
 };
 
@@ -44,6 +44,7 @@ pub struct Layout {
     pub mmap_base: u64,
     pub args: (u64, u64),
     pub env: (u64, u64),
+    pub auxv: (u64, u64),
 }
 
 pub struct AddressSpace {
@@ -57,6 +58,8 @@ pub struct AddressSpace {
     pub(super) resident: AtomicU64,
     /// Highest RSS so far, pages.
     pub(super) peak: AtomicU64,
+    /// What membarrier(2) was registered for, by its MEMBARRIER_CMD_* bits.
+    pub barriers: AtomicU32,
     limit_stack: AtomicU64,
     limit_data: AtomicU64,
     limit_total: AtomicU64,
@@ -106,6 +109,7 @@ impl AddressSpace {
             followed: [const { Followed::new() }; MAX_CPUS],
             resident: AtomicU64::new(0),
             peak: AtomicU64::new(0),
+            barriers: AtomicU32::new(0),
             limit_stack: AtomicU64::new(8 << 20),
             limit_data: AtomicU64::new(u64::MAX),
             limit_total: AtomicU64::new(u64::MAX),

@@ -33,7 +33,7 @@ syscalls! { pub CALLS;
     248 add_key() = absent, Unsupported, "not built in", "";
     249 request_key() = absent, Unsupported, "not built in", "";
     250 keyctl() = absent, Unsupported, "not built in", "";
-    272 unshare(flags: Hex) = unshare, Partial, "no namespaces", "process";
+    272 unshare(flags: Hex) = unshare, Partial, "no namespaces", "ident";
     298 perf_event_open() = absent, Unsupported, "not built in", "";
     300 fanotify_init() = absent, Unsupported, "not built in", "";
     301 fanotify_mark() = absent, Unsupported, "not built in", "";

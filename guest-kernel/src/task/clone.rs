@@ -238,6 +238,7 @@ fn create(cur: &mut Current, request: &CloneRequest, pid: Pid) -> Result<Arc<Tas
     child.nice.store(task.nice.load(Relaxed), Relaxed);
     child.policy.store(task.policy.load(Relaxed), Relaxed);
     child.priority.store(task.priority.load(Relaxed), Relaxed);
+    child.io_priority.store(task.io_priority.load(Relaxed), Relaxed);
     child.affinity.store(task.affinity.load(Relaxed), Relaxed);
     if has(F::SYSVSEM) {
         *child.sem_undo.lock() = Some(sem::undo_list(&task));

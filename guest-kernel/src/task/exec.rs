@@ -203,6 +203,7 @@ pub fn load(mut request: Request, creds: &Creds, limits: &Limits, personality: u
         mmap_base,
         args: stack.args,
         env: stack.env,
+        auxv: stack.auxv,
     });
     let registers = Registers {
         rip: start,

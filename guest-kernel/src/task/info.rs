@@ -1,6 +1,7 @@
 //! What the system says of itself and gives: sysinfo(2), getrandom(2), syslog(2), membarrier(2).
 
 use alloc::vec::Vec;
+use core::sync::atomic::Ordering::SeqCst;
 
 use super::{Current, creds::cap, table};
 use crate::{
@@ -19,7 +20,7 @@ syscalls! { pub CALLS;
     103 syslog(kind: i32, buf: UserAddr, len: i32) = syslog, Partial, "the log is empty", "ident";
     135 personality(persona: u32) = personality, Partial, "ADDR_NO_RANDOMIZE only", "ident";
     318 getrandom(buf: UserAddr, len: usize, flags: Hex) = getrandom, Full, "", "ident";
-    324 membarrier(command: i32, flags: u32, cpu: i32) = membarrier, Full, "", "ident";
+    324 membarrier(command: i32, flags: u32, cpu: i32) = membarrier, Full, "", "sched";
 }
 
 /// struct sysinfo.
@@ -120,11 +121,16 @@ fn membarrier(cur: &mut Current, command: i32, flags: u32, _cpu: i32) -> Result<
     }
     match command {
         QUERY => Ok(ALL as u64),
+        PRIVATE_EXPEDITED if cur.mm.barriers.load(SeqCst) & PRIVATE_EXPEDITED as u32 == 0 => Err(EPERM),
         GLOBAL | GLOBAL_EXPEDITED | PRIVATE_EXPEDITED => {
             sched::synchronize_user(cur.mm.root(), command == PRIVATE_EXPEDITED);
             Ok(0)
         }
-        REGISTER_GLOBAL_EXPEDITED | REGISTER_PRIVATE_EXPEDITED => Ok(0),
+        REGISTER_GLOBAL_EXPEDITED | REGISTER_PRIVATE_EXPEDITED => {
+            // Each registration is its command shifted by one.
+            cur.mm.barriers.fetch_or(command as u32 >> 1, SeqCst);
+            Ok(0)
+        }
         _ => Err(EINVAL),
     }
 }

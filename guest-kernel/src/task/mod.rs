@@ -89,6 +89,8 @@ pub struct Task {
     /// sched_setscheduler(2) policy and real-time priority: kept, not acted on.
     pub policy: AtomicU32,
     pub priority: AtomicI32,
+    /// ioprio_set(2): kept, not acted on; 0: not set.
+    pub io_priority: AtomicU32,
     /// CPUs of sched_setaffinity(2).
     pub affinity: AtomicU64,
     /// What semop(2) undoes at the end (CLONE_SYSVSEM shares it).
@@ -146,6 +148,7 @@ impl Task {
             nice: AtomicI32::new(0),
             policy: AtomicU32::new(0),
             priority: AtomicI32::new(0),
+            io_priority: AtomicU32::new(0),
             affinity: AtomicU64::new(u64::MAX),
             sem_undo: SpinLock::new(None),
             vfork: SpinLock::new(None),

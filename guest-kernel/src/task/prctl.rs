@@ -16,7 +16,7 @@ use crate::{
 
 syscalls! { pub CALLS;
     157 prctl(option: u32, arg2: Hex, arg3: Hex, arg4: Hex, arg5: Hex) = prctl, Partial, "no seccomp, no memory tagging, no core scheduling", "process";
-    158 arch_prctl(code: u32, addr: Hex) = arch_prctl, Full, "", "process";
+    158 arch_prctl(code: u32, addr: Hex) = arch_prctl, Full, "", "ident";
 }
 
 const PR_SET_PDEATHSIG: u32 = 1;

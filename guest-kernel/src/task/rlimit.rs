@@ -18,8 +18,8 @@ use crate::{
 
 syscalls! { pub CALLS;
     97 getrlimit(resource: u32, limit: UserPtr<Limit>) = getrlimit, Full, "", "limit";
-    98 getrusage(who: i32, usage: UserPtr<Rusage>) = getrusage, Full, "", "limit";
-    100 times(buf: UserPtr<[u64; 4]>) = times, Full, "", "limit";
+    98 getrusage(who: i32, usage: UserPtr<Rusage>) = getrusage, Full, "", "clock";
+    100 times(buf: UserPtr<[u64; 4]>) = times, Full, "", "clock";
     160 setrlimit(resource: u32, limit: UserPtr<Limit>) = setrlimit, Full, "", "limit";
     302 prlimit64(pid: i32, resource: u32, new: UserPtr<Limit>, old: UserPtr<Limit>) = prlimit64, Full, "", "limit";
 }

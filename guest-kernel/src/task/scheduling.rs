@@ -15,23 +15,23 @@ use crate::{
 };
 
 syscalls! { pub CALLS;
-    24 sched_yield() = sched_yield, Full, "", "process";
-    140 getpriority(which: u32, who: i32) = getpriority, Full, "", "process";
-    141 setpriority(which: u32, who: i32, value: i32) = setpriority, Partial, "kept, not acted on", "process";
-    142 sched_setparam(pid: i32, param: UserPtr<i32>) = sched_setparam, Partial, "kept, not acted on", "process";
-    143 sched_getparam(pid: i32, param: UserPtr<i32>) = sched_getparam, Full, "", "process";
-    144 sched_setscheduler(pid: i32, policy: u32, param: UserPtr<i32>) = sched_setscheduler, Partial, "kept, not acted on", "process";
-    145 sched_getscheduler(pid: i32) = sched_getscheduler, Full, "", "process";
-    146 sched_get_priority_max(policy: u32) = sched_get_priority_max, Full, "", "process";
-    147 sched_get_priority_min(policy: u32) = sched_get_priority_min, Full, "", "process";
-    148 sched_rr_get_interval(pid: i32, interval: UserPtr<Timespec>) = sched_rr_get_interval, Full, "", "process";
-    203 sched_setaffinity(pid: i32, size: usize, mask: UserAddr) = sched_setaffinity, Full, "", "process";
-    204 sched_getaffinity(pid: i32, size: usize, mask: UserAddr) = sched_getaffinity, Full, "", "process";
-    251 ioprio_set(which: u32, who: i32, ioprio: u32) = ioprio_set, Partial, "checked, not acted on", "process";
-    252 ioprio_get(which: u32, who: i32) = ioprio_get, Full, "", "process";
-    309 getcpu(cpu: UserPtr<u32>, node: UserPtr<u32>) = getcpu, Full, "", "process";
-    314 sched_setattr(pid: i32, attr: UserPtr<SchedAttr>, flags: u32) = sched_setattr, Partial, "kept, not acted on", "process";
-    315 sched_getattr(pid: i32, attr: UserPtr<SchedAttr>, size: u32, flags: u32) = sched_getattr, Full, "", "process";
+    24 sched_yield() = sched_yield, Full, "", "sched";
+    140 getpriority(which: u32, who: i32) = getpriority, Full, "", "sched";
+    141 setpriority(which: u32, who: i32, value: i32) = setpriority, Partial, "kept, not acted on", "sched";
+    142 sched_setparam(pid: i32, param: UserPtr<i32>) = sched_setparam, Partial, "kept, not acted on", "sched";
+    143 sched_getparam(pid: i32, param: UserPtr<i32>) = sched_getparam, Full, "", "sched";
+    144 sched_setscheduler(pid: i32, policy: u32, param: UserPtr<i32>) = sched_setscheduler, Partial, "kept, not acted on", "sched";
+    145 sched_getscheduler(pid: i32) = sched_getscheduler, Full, "", "sched";
+    146 sched_get_priority_max(policy: u32) = sched_get_priority_max, Full, "", "sched";
+    147 sched_get_priority_min(policy: u32) = sched_get_priority_min, Full, "", "sched";
+    148 sched_rr_get_interval(pid: i32, interval: UserPtr<Timespec>) = sched_rr_get_interval, Full, "", "sched";
+    203 sched_setaffinity(pid: i32, size: usize, mask: UserAddr) = sched_setaffinity, Full, "", "sched";
+    204 sched_getaffinity(pid: i32, size: usize, mask: UserAddr) = sched_getaffinity, Full, "", "sched";
+    251 ioprio_set(which: u32, who: i32, ioprio: u32) = ioprio_set, Partial, "kept, not acted on", "sched";
+    252 ioprio_get(which: u32, who: i32) = ioprio_get, Full, "", "sched";
+    309 getcpu(cpu: UserPtr<u32>, node: UserPtr<u32>) = getcpu, Full, "", "sched";
+    314 sched_setattr(pid: i32, attr: UserPtr<SchedAttr>, flags: u32) = sched_setattr, Partial, "kept, not acted on", "sched";
+    315 sched_getattr(pid: i32, attr: UserPtr<SchedAttr>, size: u32, flags: u32) = sched_getattr, Full, "", "sched";
 }
 
 const SCHED_OTHER: u32 = 0;
@@ -99,6 +99,9 @@ fn setpriority(cur: &mut Current, which: u32, who: i32, value: i32) -> Result<()
 }
 
 fn sched_setscheduler(cur: &mut Current, pid: i32, policy: u32, param: UserPtr<i32>) -> Result<()> {
+    if param.is_null() {
+        return Err(EINVAL);
+    }
     let task = find(cur, pid)?;
     let priority = cur.mm.read_value(param)?;
     set_policy(cur, &task, policy & !SCHED_RESET_ON_FORK, priority)
@@ -128,12 +131,18 @@ fn sched_getscheduler(cur: &mut Current, pid: i32) -> Result<u32> {
 }
 
 fn sched_setparam(cur: &mut Current, pid: i32, param: UserPtr<i32>) -> Result<()> {
+    if param.is_null() {
+        return Err(EINVAL);
+    }
     let task = find(cur, pid)?;
     let priority = cur.mm.read_value(param)?;
     set_policy(cur, &task, task.policy.load(Relaxed), priority)
 }
 
 fn sched_getparam(cur: &mut Current, pid: i32, param: UserPtr<i32>) -> Result<()> {
+    if param.is_null() {
+        return Err(EINVAL);
+    }
     let task = find(cur, pid)?;
     cur.mm.write_value(param, &task.priority.load(Relaxed))
 }
@@ -160,7 +169,7 @@ fn sched_rr_get_interval(cur: &mut Current, pid: i32, interval: UserPtr<Timespec
     cur.mm.write_value(interval, &Timespec::from_ns(slice))
 }
 
-/// struct sched_attr, first version.
+/// struct sched_attr.
 #[derive(Clone, Copy, Default, zerocopy::FromBytes, zerocopy::IntoBytes, zerocopy::Immutable)]
 #[repr(C)]
 pub struct SchedAttr {
@@ -172,7 +181,12 @@ pub struct SchedAttr {
     runtime: u64,
     deadline: u64,
     period: u64,
+    util_min: u32,
+    util_max: u32,
 }
+
+/// Bytes of its first version, which ended before `util_min`.
+const SCHED_ATTR_SIZE_VER0: usize = 48;
 
 fn sched_setattr(cur: &mut Current, pid: i32, attr: UserPtr<SchedAttr>, flags: u32) -> Result<()> {
     if flags != 0 {
@@ -180,11 +194,22 @@ fn sched_setattr(cur: &mut Current, pid: i32, attr: UserPtr<SchedAttr>, flags: u
     }
     let task = find(cur, pid)?;
     let size = cur.mm.read_value(UserPtr::<u32>::new(attr.addr))? as usize;
-    if size != 0 && size < size_of::<SchedAttr>() {
+    let size = if size == 0 { SCHED_ATTR_SIZE_VER0 } else { size };
+    if !(SCHED_ATTR_SIZE_VER0..=4096).contains(&size) {
         cur.mm.write_value(UserPtr::new(attr.addr), &(size_of::<SchedAttr>() as u32))?;
         return Err(E2BIG);
     }
-    let attr = cur.mm.read_value(attr)?;
+    let known = size.min(size_of::<SchedAttr>());
+    // What this kernel does not know must be zero.
+    let mut rest = alloc::vec![0; size - known];
+    cur.mm.read(attr.addr.offset(known as u64)?, &mut rest)?;
+    if rest.iter().any(|&b| b != 0) {
+        cur.mm.write_value(UserPtr::new(attr.addr), &(size_of::<SchedAttr>() as u32))?;
+        return Err(E2BIG);
+    }
+    let mut value = SchedAttr::default();
+    cur.mm.read(attr.addr, &mut zerocopy::IntoBytes::as_mut_bytes(&mut value)[..known])?;
+    let attr = value;
     set_policy(cur, &task, attr.policy, attr.priority as i32)?;
     if matches!(attr.policy, SCHED_OTHER | SCHED_BATCH) {
         let lowers = attr.nice >= task.nice.load(Relaxed);
@@ -197,18 +222,19 @@ fn sched_setattr(cur: &mut Current, pid: i32, attr: UserPtr<SchedAttr>, flags: u
 }
 
 fn sched_getattr(cur: &mut Current, pid: i32, attr: UserPtr<SchedAttr>, size: u32, flags: u32) -> Result<()> {
-    if flags != 0 || (size as usize) < size_of::<SchedAttr>() || size > 4096 {
+    if attr.is_null() || flags != 0 || (size as usize) < SCHED_ATTR_SIZE_VER0 || size > 4096 {
         return Err(EINVAL);
     }
+    let known = size_of::<SchedAttr>().min(size as usize);
     let task = find(cur, pid)?;
     let value = SchedAttr {
-        size: size_of::<SchedAttr>() as u32,
+        size: known as u32,
         policy: task.policy.load(Relaxed),
         nice: task.nice.load(Relaxed),
         priority: task.priority.load(Relaxed) as u32,
         ..SchedAttr::default()
     };
-    cur.mm.write_value(attr, &value)
+    cur.mm.write(attr.addr, &zerocopy::IntoBytes::as_bytes(&value)[..known])
 }
 
 fn online() -> u64 {
@@ -253,13 +279,21 @@ fn ioprio_set(cur: &mut Current, which: u32, who: i32, ioprio: u32) -> Result<()
     if class == 1 && !cur.task.capable(cap::SYS_ADMIN) {
         return Err(EPERM);
     }
-    select(cur, which.checked_sub(1).ok_or(EINVAL)?, who).map(drop)
+    for task in select(cur, which.checked_sub(1).ok_or(EINVAL)?, who)? {
+        may_change(cur, &task)?;
+        task.io_priority.store(ioprio, Relaxed);
+    }
+    Ok(())
 }
 
-/// Best effort, in the middle: what the CPU's niceness 0 gives.
+/// The best of those selected: the lowest number. Unset, it is best effort in the middle.
 fn ioprio_get(cur: &mut Current, which: u32, who: i32) -> Result<u32> {
-    select(cur, which.checked_sub(1).ok_or(EINVAL)?, who)?;
-    Ok(2 << 13 | 4)
+    let tasks = select(cur, which.checked_sub(1).ok_or(EINVAL)?, who)?;
+    let priority = |task: &Arc<Task>| match task.io_priority.load(Relaxed) {
+        0 => 2 << 13 | 4,
+        set => set,
+    };
+    tasks.iter().map(priority).min().ok_or(ESRCH)
 }
 
 fn getcpu(cur: &mut Current, cpu: UserPtr<u32>, node: UserPtr<u32>) -> Result<()> {

@@ -53,6 +53,8 @@ pub struct Stack {
     pub sp: u64,
     pub args: (u64, u64),
     pub env: (u64, u64),
+    /// Where the auxiliary vector is.
+    pub auxv: (u64, u64),
 }
 
 /// Maps the stack and writes its initial content.
@@ -79,6 +81,7 @@ pub fn build(mm: &Arc<AddressSpace>, request: &StackRequest<'_>) -> Result<Stack
     };
     list(request.argv, args_at);
     list(request.envp, env_at);
+    let auxv_index = words.len() as u64;
     let own = [(AT_RANDOM, random_at), (AT_EXECFN, path_at), (AT_PLATFORM, platform_at), (AT_NULL, 0)];
     for (key, value) in request.auxv.iter().chain(&own) {
         words.extend([*key, *value]);
@@ -115,7 +118,8 @@ pub fn build(mm: &Arc<AddressSpace>, request: &StackRequest<'_>) -> Result<Stack
     random::fill(&mut bytes);
     mm.write(UserAddr(random_at), &bytes)?;
     mm.write(UserAddr(sp), zerocopy::IntoBytes::as_bytes(words.as_slice()))?;
-    Ok(Stack { sp, args: (args_at, env_at), env: (env_at, path_at) })
+    let auxv = (sp + auxv_index * 8, sp + words.len() as u64 * 8);
+    Ok(Stack { sp, args: (args_at, env_at), env: (env_at, path_at), auxv })
 }
 
 /// Bytes arguments and environment may take together, pointers included (execve(2), "Limits on size").

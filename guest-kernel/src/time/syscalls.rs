@@ -20,24 +20,24 @@ use crate::{
 syscalls! { pub CALLS;
     35 nanosleep(duration: UserPtr<Timespec>, rem: UserPtr<Timespec>) = nanosleep, Full, "", "clock";
     36 getitimer(which: u32, value: UserPtr<Itimerval>) = getitimer, Full, "", "clock";
-    37 alarm(seconds: u32) = alarm, Full, "", "clock";
+    37 alarm(seconds: u32) = alarm, Full, "", "timer";
     38 setitimer(which: u32, new: UserPtr<Itimerval>, old: UserPtr<Itimerval>) = setitimer, Full, "", "clock";
     96 gettimeofday(tv: UserPtr<Timeval>, tz: UserPtr<u64>) = gettimeofday, Full, "", "clock";
     159 adjtimex(buf: UserAddr) = adjtimex, Unsupported, "clocks follow the host's", "clock";
     164 settimeofday(tv: UserPtr<Timeval>, tz: UserAddr) = settimeofday, Unsupported, "clocks follow the host's", "clock";
     201 time(tloc: UserPtr<i64>) = time, Full, "", "clock";
-    222 timer_create(clockid: i32, event: UserPtr<SigEvent>, id: UserPtr<i32>) = timer_create, Full, "", "clock";
-    223 timer_settime(id: i32, flags: u32, new: UserPtr<Itimerspec>, old: UserPtr<Itimerspec>) = timer_settime, Full, "", "clock";
-    224 timer_gettime(id: i32, value: UserPtr<Itimerspec>) = timer_gettime, Full, "", "clock";
-    225 timer_getoverrun(id: i32) = timer_getoverrun, Full, "", "clock";
-    226 timer_delete(id: i32) = timer_delete, Full, "", "clock";
+    222 timer_create(clockid: i32, event: UserPtr<SigEvent>, id: UserPtr<i32>) = timer_create, Full, "", "timer";
+    223 timer_settime(id: i32, flags: u32, new: UserPtr<Itimerspec>, old: UserPtr<Itimerspec>) = timer_settime, Full, "", "timer";
+    224 timer_gettime(id: i32, value: UserPtr<Itimerspec>) = timer_gettime, Full, "", "timer";
+    225 timer_getoverrun(id: i32) = timer_getoverrun, Full, "", "timer";
+    226 timer_delete(id: i32) = timer_delete, Full, "", "timer";
     227 clock_settime(clockid: i32, time: UserPtr<Timespec>) = clock_settime, Unsupported, "clocks follow the host's", "clock";
     228 clock_gettime(clockid: i32, time: UserPtr<Timespec>) = clock_gettime, Full, "", "clock";
     229 clock_getres(clockid: i32, res: UserPtr<Timespec>) = clock_getres, Full, "", "clock";
     230 clock_nanosleep(clockid: i32, flags: u32, request: UserPtr<Timespec>, rem: UserPtr<Timespec>) = clock_nanosleep, Full, "", "clock";
-    283 timerfd_create(clockid: i32, flags: Hex) = timerfd_create, Full, "", "clock";
-    286 timerfd_settime(fd: Fd, flags: u32, new: UserPtr<Itimerspec>, old: UserPtr<Itimerspec>) = timerfd_settime, Partial, "TFD_TIMER_CANCEL_ON_SET has no effect", "clock";
-    287 timerfd_gettime(fd: Fd, value: UserPtr<Itimerspec>) = timerfd_gettime, Full, "", "clock";
+    283 timerfd_create(clockid: i32, flags: Hex) = timerfd_create, Full, "", "timer";
+    286 timerfd_settime(fd: Fd, flags: u32, new: UserPtr<Itimerspec>, old: UserPtr<Itimerspec>) = timerfd_settime, Partial, "TFD_TIMER_CANCEL_ON_SET has no effect", "timer";
+    287 timerfd_gettime(fd: Fd, value: UserPtr<Itimerspec>) = timerfd_gettime, Full, "", "timer";
     305 clock_adjtime(clockid: i32, buf: UserAddr) = clock_adjtime, Unsupported, "clocks follow the host's", "clock";
 }
 

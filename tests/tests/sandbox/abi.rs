@@ -56,9 +56,12 @@ on_platforms! {
     pipe = |platform: &Platform| passes(platform, "pipe");
     proc = |platform: &Platform| passes(platform, "proc");
     process = |platform: &Platform| passes(platform, "process");
+    mount = |platform: &Platform| passes(platform, "mount");
+    sched = |platform: &Platform| passes(platform, "sched");
     signal = |platform: &Platform| passes(platform, "signal");
     sysvipc = |platform: &Platform| passes(platform, "sysvipc");
     unix = |platform: &Platform| passes(platform, "unix");
+    timer = |platform: &Platform| passes(platform, "timer");
     unmap_stress = |platform: &Platform| passes(platform, "unmap_stress");
     vector = |platform: &Platform| passes(platform, "vector");
 }

@@ -367,11 +367,11 @@ impl Pager for Node {
     }
 
     fn identity(&self) -> (u64, u64, String) {
-        (self.fs.device(), self.ino(), self.mapped_as.lock().clone())
+        self.mapped_as.lock().clone()
     }
 
-    fn set_name(&self, name: String) {
-        let old = core::mem::replace(&mut *self.mapped_as.lock(), name);
+    fn set_identity(&self, device: u64, inode: u64, path: String) {
+        let old = core::mem::replace(&mut *self.mapped_as.lock(), (device, inode, path));
         drop(old);
     }
 }

@@ -69,7 +69,7 @@ pub struct Node {
     pub(super) retired: SpinLock<Vec<Arc<Segment>>>,
     pub(super) mapped: MappingList,
     /// Path of the last mapping, for /proc.
-    pub(super) mapped_as: SpinLock<String>,
+    pub(super) mapped_as: SpinLock<(u64, u64, String)>,
     pub(super) listing: SpinLock<Option<Arc<Listing>>>,
     /// A symbolic link's text: it never changes.
     pub(super) target: Once<Vec<u8>>,
@@ -228,11 +228,6 @@ impl Node {
         let attr = self.cached.lock().attr;
         let (mtime, mtimensec) = (attr.mtime, attr.mtimensec);
         Some(fuse::SetAttrIn { valid: fattr::MTIME, mtime, mtimensec, ..Default::default() })
-    }
-
-    /// Inode number.
-    pub(super) fn ino(&self) -> u64 {
-        self.cached.lock().attr.ino
     }
 
     /// Size as last known.

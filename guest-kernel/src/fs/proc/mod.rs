@@ -75,12 +75,13 @@ enum Subject {
     Task(Weak<Task>, Pid),
     /// A descriptor of a task.
     Fd(Weak<Task>, Pid, i32),
+    Cpu(usize),
 }
 
 impl Subject {
     fn process(&self) -> Result<Arc<Process>> {
         match self {
-            Subject::System => Err(ENOENT),
+            Subject::System | Subject::Cpu(_) => Err(ENOENT),
             Subject::Process(process, _) => process.upgrade().ok_or(ESRCH),
             Subject::Task(task, _) | Subject::Fd(task, ..) => Ok(task.upgrade().ok_or(ESRCH)?.process.clone()),
         }
@@ -89,7 +90,7 @@ impl Subject {
     /// The thread; a process's main one. ESRCH when it has ended.
     fn task(&self) -> Result<Arc<Task>> {
         match self {
-            Subject::System => Err(ENOENT),
+            Subject::System | Subject::Cpu(_) => Err(ENOENT),
             Subject::Process(process, _) => process.upgrade().and_then(|p| p.main_thread()).ok_or(ESRCH),
             Subject::Task(task, _) | Subject::Fd(task, ..) => task.upgrade().ok_or(ESRCH),
         }
@@ -101,7 +102,8 @@ impl Subject {
             Subject::System => (0, 0),
             Subject::Process(_, pid) => (1, *pid as u64),
             Subject::Task(_, tid) => (2, *tid as u64),
-            Subject::Fd(_, tid, fd) => (3 + *fd as u64, *tid as u64),
+            Subject::Fd(_, tid, fd) => (4 + *fd as u64, *tid as u64),
+            Subject::Cpu(cpu) => (3, *cpu as u64),
         }
     }
 
@@ -135,6 +137,8 @@ enum What {
     Dir(&'static [Entry]),
     /// The root: processes after its own entries.
     Processes(&'static [Entry]),
+    /// /sys/devices/system/cpu: a directory for each CPU after its own entries.
+    Cpus(&'static [Entry]),
     /// task, fd, fdinfo of a process.
     Tasks,
     Fds,
@@ -173,6 +177,7 @@ const fn link(name: &'static str, make: Make) -> Entry {
 /// The thread directories of /proc/pid/task.
 static TASK_DIR: Entry = Entry { name: "", mode: 0o555, what: What::Dir(process::TASK) };
 static PROCESS_DIR: Entry = Entry { name: "", mode: 0o555, what: What::Dir(process::PROCESS) };
+static CPU_DIR: Entry = Entry { name: "", mode: 0o755, what: What::Dir(system::CPU) };
 static FD: Entry = Entry { name: "", mode: 0o700, what: What::Magic(process::fd_text, process::fd_path) };
 static FD_INFO: Entry = Entry { name: "", mode: 0o444, what: What::Text(process::fd_info) };
 
@@ -197,7 +202,7 @@ impl Node {
     /// Entries that the tables name.
     fn fixed(&self) -> &'static [Entry] {
         match self.entry.what {
-            What::Dir(entries) | What::Processes(entries) => entries,
+            What::Dir(entries) | What::Processes(entries) | What::Cpus(entries) => entries,
             _ => &[],
         }
     }
@@ -223,6 +228,11 @@ impl Node {
                 let subject = |fd| Subject::Fd(Arc::downgrade(&task), task.tid(), fd);
                 task.files().open_fds().into_iter().map(|fd| child(fd, entry, subject(fd))).collect()
             }
+            What::Cpus(_) => (0..sched::cpus_online())
+                .map(|cpu| {
+                    (cpu as i64, Child { name: format!("cpu{cpu}"), entry: &CPU_DIR, subject: Subject::Cpu(cpu) })
+                })
+                .collect(),
             _ => Vec::new(),
         };
         Ok(children.into_iter().filter(|(number, _)| *number > after).collect())
@@ -231,6 +241,10 @@ impl Node {
     /// The entry of that number, if there is one.
     fn number(&self, name: &[u8]) -> Result<Child> {
         let text = core::str::from_utf8(name).map_err(|_| ENOENT)?;
+        if let What::Cpus(_) = self.entry.what {
+            let found = self.numbered(-1)?.into_iter().find(|(_, child)| child.name == text);
+            return found.map(|(_, child)| child).ok_or(ENOENT);
+        }
         let number: i32 = text.parse().map_err(|_| ENOENT)?;
         if number < 0 || number.to_string() != text {
             return Err(ENOENT);
@@ -283,7 +297,9 @@ fn ino(entry: &'static Entry, subject: &Subject) -> u64 {
 
 fn file_type(entry: &Entry) -> FileType {
     match entry.what {
-        What::Dir(_) | What::Processes(_) | What::Tasks | What::Fds | What::FdInfos => FileType::Directory,
+        What::Dir(_) | What::Processes(_) | What::Cpus(_) | What::Tasks | What::Fds | What::FdInfos => {
+            FileType::Directory
+        }
         What::Text(_) | What::Setting(..) | What::Memory => FileType::Regular,
         What::Link(_) | What::Magic(..) => FileType::Symlink,
     }

@@ -21,6 +21,7 @@ macro_rules! common {
     ($($more:expr,)*) => {
         &[
             $($more,)*
+            secret("auxv", auxv),
             text("cgroup", cgroup),
             text("cmdline", cmdline),
             setting("comm", comm, set_comm),
@@ -104,6 +105,11 @@ fn cmdline(subject: &Subject) -> Result<Vec<u8>> {
 
 fn environ(subject: &Subject) -> Result<Vec<u8>> {
     strings(subject, |layout| layout.env)
+}
+
+/// As exec made it, on the stack.
+fn auxv(subject: &Subject) -> Result<Vec<u8>> {
+    strings(subject, |layout| layout.auxv)
 }
 
 fn comm(subject: &Subject) -> Result<Vec<u8>> {

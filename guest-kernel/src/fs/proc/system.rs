@@ -287,8 +287,12 @@ pub(super) fn cpu_list(mask: u64) -> String {
 }
 
 fn online(_: &Subject) -> Result<Vec<u8>> {
+    Ok(line(cpu_list(online_mask())))
+}
+
+fn online_mask() -> u64 {
     let cpus = sched::cpus_online();
-    Ok(line(cpu_list(if cpus >= 64 { u64::MAX } else { (1 << cpus) - 1 })))
+    if cpus >= 64 { u64::MAX } else { (1 << cpus) - 1 }
 }
 
 pub(super) static SYSFS_ROOT: Entry = Entry { name: "", mode: 0o555, what: What::Dir(SYSFS) };
@@ -297,8 +301,8 @@ static SYSFS: &[Entry] = &[
     dir("block", &[]),
     dir("bus", &[]),
     dir("class", &[dir("net", &[])]),
-    dir("dev", &[]),
-    dir("devices", &[dir("system", &[dir("cpu", CPUS), dir("node", NODES)])]),
+    dir("dev", &[dir("block", &[]), dir("char", &[])]),
+    dir("devices", &[dir("system", &[Entry { name: "cpu", mode: 0o755, what: What::Cpus(CPUS) }, dir("node", NODES)])]),
     dir("firmware", &[]),
     dir("fs", &[dir("cgroup", &[])]),
     dir("kernel", &[dir("mm", &[dir("transparent_hugepage", HUGE)])]),
@@ -314,8 +318,73 @@ static CPUS: &[Entry] = &[
     text("present", online),
 ];
 
+/// Of one CPU. All are cores of one package.
+pub(super) static CPU: &[Entry] = &[dir("topology", TOPOLOGY)];
+
+static TOPOLOGY: &[Entry] = &[
+    text("core_cpus", one_cpu),
+    text("core_cpus_list", cpu_number),
+    text("core_id", cpu_number),
+    text("core_siblings", all_cpus),
+    text("core_siblings_list", online),
+    text("die_cpus", all_cpus),
+    text("die_cpus_list", online),
+    text("die_id", |_| Ok(line(0))),
+    text("package_cpus", all_cpus),
+    text("package_cpus_list", online),
+    text("physical_package_id", |_| Ok(line(0))),
+    text("thread_siblings", one_cpu),
+    text("thread_siblings_list", cpu_number),
+];
+
+fn cpu_number(subject: &Subject) -> Result<Vec<u8>> {
+    match subject {
+        Subject::Cpu(cpu) => Ok(line(cpu)),
+        _ => Err(ENOENT),
+    }
+}
+
+/// A mask as the kernel prints it: groups of 32 bits.
+fn cpu_mask(mask: u64) -> Vec<u8> {
+    if sched::cpus_online() > 32 {
+        line(format!("{:08x},{:08x}", mask >> 32, mask & 0xffff_ffff))
+    } else {
+        line(format!("{mask:x}"))
+    }
+}
+
+fn one_cpu(subject: &Subject) -> Result<Vec<u8>> {
+    match subject {
+        Subject::Cpu(cpu) => Ok(cpu_mask(1 << cpu)),
+        _ => Err(ENOENT),
+    }
+}
+
+fn all_cpus(_: &Subject) -> Result<Vec<u8>> {
+    Ok(cpu_mask(online_mask()))
+}
+
+fn node_meminfo(_: &Subject) -> Result<Vec<u8>> {
+    let (total, free) = frames::usage();
+    let mut out = String::new();
+    for (name, bytes) in [("MemTotal", total), ("MemFree", free), ("MemUsed", total.saturating_sub(free))] {
+        let _ = writeln!(out, "Node 0 {:<15}{:>8} kB", format!("{name}:"), bytes / 1024);
+    }
+    Ok(out.into_bytes())
+}
+
 static NODES: &[Entry] = &[
-    dir("node0", &[text("cpulist", online)]),
+    dir(
+        "node0",
+        &[
+            text("cpulist", online),
+            text("cpumap", all_cpus),
+            text("distance", |_| Ok(line(10))),
+            text("meminfo", node_meminfo),
+        ],
+    ),
+    text("has_cpu", |_| Ok(line(0))),
+    text("has_memory", |_| Ok(line(0))),
     text("online", |_| Ok(b"0\n".to_vec())),
     text("possible", |_| Ok(b"0\n".to_vec())),
 ];

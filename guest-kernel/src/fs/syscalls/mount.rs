@@ -16,8 +16,8 @@ use crate::{
 };
 
 syscalls! { pub CALLS;
-    165 mount(source: UserPath, target: UserPath, fstype: UserPath, flags: Hex, data: UserAddr) = mount, Partial, "tmpfs, proc, sysfs, devpts, bind and remount; propagation is accepted", "file";
-    166 umount2(target: UserPath, flags: u32) = umount2, Full, "", "file";
+    165 mount(source: UserPath, target: UserPath, fstype: UserPath, flags: Hex, data: UserAddr) = mount, Partial, "tmpfs, proc, sysfs, devpts, bind and remount; propagation is accepted", "mount";
+    166 umount2(target: UserPath, flags: u32) = umount2, Full, "", "mount";
     303 name_to_handle_at(dir: Fd, path: UserPath, handle: UserAddr, mount: UserPtr<i32>, flags: u32) = name_to_handle_at, Unsupported, "EOPNOTSUPP, as on file systems without handles", "";
     304 open_by_handle_at(mount: Fd, handle: UserAddr, flags: u32) = open_by_handle_at, Unsupported, "EPERM, as without CAP_DAC_READ_SEARCH", "";
 }

@@ -30,8 +30,8 @@ syscalls! { pub CALLS;
     281 epoll_pwait(epfd: Fd, events: UserPtr<epoll::UserEvent>, max: i32, timeout: i32, mask: UserPtr<u64>, size: usize) = epoll_pwait, Full, "", "pipe";
     441 epoll_pwait2(epfd: Fd, events: UserPtr<epoll::UserEvent>, max: i32, timeout: UserPtr<UserTimespec>, mask: UserPtr<u64>, size: usize) = epoll_pwait2, Full, "", "pipe";
     284 eventfd(initial: u32) = eventfd, Full, "", "pipe";
-    282 signalfd(fd: Fd, mask: UserPtr<u64>, size: usize) = signalfd, Full, "", "pipe";
-    289 signalfd4(fd: Fd, mask: UserPtr<u64>, size: usize, flags: Hex) = signalfd4, Full, "", "pipe";
+    282 signalfd(fd: Fd, mask: UserPtr<u64>, size: usize) = signalfd, Full, "", "signal";
+    289 signalfd4(fd: Fd, mask: UserPtr<u64>, size: usize, flags: Hex) = signalfd4, Full, "", "signal";
     290 eventfd2(initial: u32, flags: Hex) = eventfd2, Full, "", "pipe";
 }
 
