@@ -27,6 +27,8 @@ pub type LogSink = Arc<dyn Fn(LogLevel, &str) + Send + Sync>;
 
 /// Hears whether init's program has begun: 0 or a positive errno, and what was to be run.
 pub type InitSink = Arc<dyn Fn(i32, &str) + Send + Sync>;
+/// Called when the application has run out of memory.
+pub type OomSink = Arc<dyn Fn() + Send + Sync>;
 
 /// What a host call comes to.
 #[derive(Debug, PartialEq, Eq)]
@@ -45,6 +47,7 @@ pub(crate) struct HostCalls {
     pub files: WindowFiles,
     pub log: LogSink,
     pub on_init: InitSink,
+    pub on_oom: OomSink,
     /// The sentry's counters by number, once it has ended.
     pub counters: Mutex<Vec<u64>>,
 }
@@ -105,6 +108,7 @@ impl HostCalls {
                 let errno = i32::try_from(a0).ok().filter(|errno| (0..4096).contains(errno)).ok_or(Errno::INVAL)?;
                 (self.on_init)(errno, &self.text(a1, a2)?);
             }
+            Op::OutOfMemory => (self.on_oom)(),
         }
         Ok(Answer::Done)
     }
@@ -168,7 +172,7 @@ fn window_range(window_offset: u64, len: u64) -> Result<(), Errno> {
 }
 
 fn op(number: u64) -> Option<Op> {
-    const ALL: [Op; 11] = [
+    const ALL: [Op; 12] = [
         Op::Log,
         Op::Exit,
         Op::Panic,
@@ -180,6 +184,7 @@ fn op(number: u64) -> Option<Op> {
         Op::Entropy,
         Op::WindowForget,
         Op::InitResult,
+        Op::OutOfMemory,
     ];
     ALL.into_iter().find(|&op| op as u64 == number)
 }
@@ -285,6 +290,10 @@ mod tests {
             on_init: {
                 let sink = sink.clone();
                 Arc::new(move |errno, what| sink.lock().unwrap().push(format!("init {what}: {errno}")))
+            },
+            on_oom: {
+                let sink = sink.clone();
+                Arc::new(move || sink.lock().unwrap().push("out of memory".to_owned()))
             },
             counters: Mutex::default(),
             log: Arc::new(move |level, line| sink.lock().unwrap().push(format!("{level:?}: {line}"))),

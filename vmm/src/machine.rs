@@ -33,7 +33,7 @@ use vm_device::{
 use vm_superio::{Serial, Trigger, serial::NoEvents};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-pub use crate::hostcall::{InitSink, LogSink};
+pub use crate::hostcall::{InitSink, LogSink, OomSink};
 use crate::{
     boot_params,
     hostcall::{Answer, HostCalls},
@@ -79,6 +79,7 @@ pub struct MachineConfig {
     pub window_socket: Option<OwnedFd>,
     pub log: LogSink,
     pub on_init: InitSink,
+    pub on_oom: OomSink,
 }
 
 /// How a sandbox ended.
@@ -155,7 +156,7 @@ impl MachineHandle {
 impl Machine {
     /// Loads the sentry and writes its boot parameters; nothing runs yet.
     pub fn new(vm: Arc<dyn Vm>, memory: Arc<GuestMemory>, config: MachineConfig) -> Result<Machine> {
-        let MachineConfig { cpus, config, devices, subscribers, window_socket, log, on_init } = config;
+        let MachineConfig { cpus, config, devices, subscribers, window_socket, log, on_init, on_oom } = config;
         ensure!((1..=MAX_CPUS as u32).contains(&cpus), "{cpus} vCPUs: not between 1 and {MAX_CPUS}");
         ensure!(devices.len() <= MAX_DEVICES, "{} devices: at most {MAX_DEVICES}", devices.len());
 
@@ -184,6 +185,7 @@ impl Machine {
                 files: WindowFiles::new(window_socket),
                 log,
                 on_init,
+                on_oom,
                 counters: Mutex::default(),
             },
             outcome: Mutex::new(None),
@@ -580,6 +582,7 @@ mod tests {
             window_socket: None,
             log: Arc::new(|_, _| {}),
             on_init: Arc::new(|_, _| {}),
+            on_oom: Arc::new(|| {}),
         };
         let machine = Machine::new(Arc::new(Scripted(memory.clone())), memory, config).unwrap();
         let handle = machine.handle();

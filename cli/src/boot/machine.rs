@@ -28,7 +28,7 @@ use vmm::{
 };
 use vmm_sys_util::eventfd::EventFd;
 
-use super::control::Progress;
+use super::{control::Progress, oom::Victim};
 use crate::{
     platform::Backend,
     sandbox::channel::{Channel, Report},
@@ -107,6 +107,8 @@ pub struct Parts {
     pub gofer_events: Events,
     pub console_events: Events,
     pub control_events: Events,
+    /// Where the container's memory is limited.
+    pub victim: Option<Victim>,
 }
 
 pub struct Built {
@@ -120,7 +122,7 @@ pub struct Built {
 
 /// Puts it together; nothing runs yet.
 pub fn build(parts: Parts, channel: &Arc<Channel>) -> Result<Built> {
-    let Parts { host, config, vcpus, streams, gofer, gofer_events, console_events, control_events } = parts;
+    let Parts { host, config, vcpus, streams, gofer, gofer_events, console_events, control_events, victim } = parts;
     let encoded = postcard::to_allocvec(&config).context("encode the configuration")?;
     let room = BOOT_PARAMS_SIZE as usize - size_of::<BootParams>();
     ensure!(encoded.len() <= room, "the configuration takes {} bytes, and {room} are there", encoded.len());
@@ -165,6 +167,11 @@ pub fn build(parts: Parts, channel: &Arc<Channel>) -> Result<Built> {
             subscribers: Vec::new(),
             window_socket: Some(gofer.try_clone().context("socket of the gofer")?),
             log: log_sink(),
+            on_oom: Arc::new(move || {
+                if let Some(victim) = &victim {
+                    victim.give();
+                }
+            }),
             on_init: Arc::new(move |errno, message| {
                 reported.init(errno, message);
                 // The command may have left.

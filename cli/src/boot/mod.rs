@@ -3,6 +3,7 @@
 mod control;
 mod exec;
 pub mod machine;
+mod oom;
 mod signal;
 mod watch;
 
@@ -78,6 +79,7 @@ fn run(mut launch: Launch, channel: &Arc<Channel>, namespaces: libc::c_int, in_g
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
         .context("make a socket pair")?;
     let gofer_events = Events::new(1)?;
+    let limit = launch.surroundings.memory_limit;
     let mapped = launch.surroundings.namespaces.user.is_some();
     let Launch {
         id,
@@ -106,6 +108,7 @@ fn run(mut launch: Launch, channel: &Arc<Channel>, namespaces: libc::c_int, in_g
     }
     drop((theirs, roots));
 
+    let victim = limit.map(oom::Victim::new).transpose()?;
     let mut keep = vec![0, 1, 2, channel.as_fd().as_raw_fd(), ours.as_raw_fd()];
     keep.extend(gofer_events.descriptors());
     keep.extend([control.as_raw_fd(), exit_file.as_raw_fd()]);
@@ -113,6 +116,7 @@ fn run(mut launch: Launch, channel: &Arc<Channel>, namespaces: libc::c_int, in_g
     keep.extend(caught.as_ref().map(|signals| signals.as_fd().as_raw_fd()));
     keep.extend(logging::descriptors());
     keep.extend(host.descriptor());
+    keep.extend(victim.as_ref().and_then(oom::Victim::descriptor));
     process::close_all_but(&keep)?;
     if let Some(tty) = streams.files.first().filter(|_| own_terminal) {
         terminal::take(tty.as_fd())?;
@@ -148,6 +152,7 @@ fn run(mut launch: Launch, channel: &Arc<Channel>, namespaces: libc::c_int, in_g
             gofer_events,
             console_events: Events::new(2)?,
             control_events: Events::new(2)?,
+            victim,
         },
         channel,
     )?;

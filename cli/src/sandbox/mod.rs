@@ -86,6 +86,8 @@ pub struct Surroundings {
     pub subject: Option<Subject>,
     /// What the gofer serves, to be opened again behind hooks that may have mounted something there.
     pub roots: Vec<HostRoot>,
+    /// Bytes that the container's control group holds.
+    pub memory_limit: Option<u64>,
 }
 
 impl Surroundings {

@@ -157,6 +157,7 @@ pub fn plan(id: &str, bundle: &Bundle, settings: &Settings) -> Result<Plan> {
             hooks,
             subject: Some(Subject::new(id, &bundle.dir, spec.annotations().iter().flatten())),
             roots: mounts.roots.clone(),
+            memory_limit: limits.memory.filter(|_| !settings.ignore_cgroups).map(|m| m + MEMORY_OVERHEAD),
         },
         cgroup,
         roots: mounts.roots,

@@ -40,6 +40,8 @@ pub enum Op {
     /// `(errno, gpa, len)`: the container's init has begun its program (0), or that failed with a positive errno; the text
     /// is the error's message. A failure is followed by [`Op::Exit`] with status 127 << 8 or 126 << 8.
     InitResult = 11,
+    /// `()`: a process of the application was ended because user memory ran out.
+    OutOfMemory = 12,
 }
 
 #[repr(u64)]

@@ -68,6 +68,11 @@ pub fn init_result(errno: u16, what: &[u8]) {
     call(Op::InitResult, [u64::from(errno), gpa_of(what.as_ptr()), what.len() as u64, 0, 0, 0]);
 }
 
+/// Tells that a process was ended because user memory ran out.
+pub fn out_of_memory() {
+    call(Op::OutOfMemory, [0; 6]);
+}
+
 pub fn panic(report: &[u8]) -> ! {
     call(Op::Panic, [gpa_of(report.as_ptr()), report.len() as u64, 0, 0, 0, 0]);
     super::halt()

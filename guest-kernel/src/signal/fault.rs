@@ -12,6 +12,7 @@ use super::{
     set::{SIGBUS, SIGFPE, SIGILL, SIGKILL, SIGSEGV, SIGTRAP},
 };
 use crate::{
+    arch,
     counters::{Counter, count},
     mm::FaultError,
     task::{Current, exit},
@@ -30,6 +31,7 @@ pub fn exception(cur: &mut Current) {
             Err(FaultError::NoMemory) => {
                 count(Counter::OomKills);
                 crate::warn!("[{}] {} is killed: out of memory", cur.task.tid(), cur.task.name());
+                arch::host::out_of_memory();
                 return exit::end_process(&cur.task.process, SIGKILL);
             }
             Err(FaultError::PastEnd) => SigInfo::fault(SIGBUS, code::BUS_ADRERR, address),

@@ -152,6 +152,33 @@ fn run_control_groups(platform: &Platform) {
     assert!(!memory.exists(), "{} is left (version 2: {unified})", memory.display());
 }
 
+/// Out of memory ends the process that takes it and nothing else, and the host's count, which engines look at, says so.
+fn run_out_of_memory(platform: &Platform) {
+    let mut bundle = Bundle::new(&["/bin/sh", "-c", "/eat; echo $? > /data/status; exec sleep 1000"]);
+    bundle.add(&runsc_tests::programs::program("eat"), "eat");
+    let name = format!("runsc-test-oom-{}-{:?}", std::process::id(), platform.kind);
+    bundle.config["linux"]["cgroupsPath"] = json!(format!("/{name}"));
+    bundle.config["linux"]["resources"] = json!({ "memory": { "limit": 96 << 20 } });
+    let Some((memory, unified)) = group("memory", &name) else {
+        println!("no cgroups are mounted here");
+        return;
+    };
+    let path = bundle.write();
+    let runsc = Runsc::new(platform.kind);
+    done(&runsc, &["run", "--detach", "--bundle", &path, "hungry"]);
+    let status = bundle.root().join("data/status");
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(30) * host::time_scale();
+    while !fs::read_to_string(&status).is_ok_and(|s| !s.is_empty()) && std::time::Instant::now() < end {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert_eq!(fs::read_to_string(&status).expect("a status"), "137\n");
+    let file = memory.join(if unified { "memory.events" } else { "memory.oom_control" });
+    let counts = fs::read_to_string(&file).expect("counts");
+    assert!(counts.lines().any(|line| line == "oom_kill 1"), "{counts}");
+    done(&runsc, &["delete", "--force", "hungry"]);
+    assert!(!memory.exists());
+}
+
 fn run_memory_limit_below_the_overhead(platform: &Platform) {
     let mut bundle = Bundle::new(&["/bin/true"]);
     bundle.config["linux"]["resources"]["memory"]["limit"] = json!(4 << 20);
@@ -239,6 +266,7 @@ on_sandboxes! {
     hook_that_fails = run_hook_that_fails;
     hook_mounts = run_hook_mounts;
     control_groups = run_control_groups;
+    out_of_memory = run_out_of_memory;
     memory_limit_below_the_overhead = run_memory_limit_below_the_overhead;
     joined_namespaces = run_joined_namespaces;
     user_namespace = run_user_namespace;

@@ -1,0 +1,13 @@
+// Takes memory, a megabyte at a time, until it is ended.
+#include <stdlib.h>
+#include <string.h>
+
+int main(void)
+{
+	for (;;) {
+		char *p = malloc(1 << 20);
+		if (!p)
+			return 3;
+		memset(p, 1, 1 << 20);
+	}
+}
