@@ -97,7 +97,7 @@ pub fn raise(signal: i32) {
     }
 }
 
-/// A signal by number or name, with or without SIG.
+/// A signal by number or name, with or without SIG. 0 asks whether there is somebody to get one.
 pub fn parse(text: &str) -> Result<u32> {
     const NAMES: &[(&str, i32)] = &[
         ("HUP", libc::SIGHUP),
@@ -149,7 +149,7 @@ pub fn parse(text: &str) -> Result<u32> {
     } else {
         None
     };
-    number.filter(|n| (1..=64).contains(n)).with_context(|| format!("unknown signal {text:?}"))
+    number.filter(|n| (0..=64).contains(n)).with_context(|| format!("unknown signal {text:?}"))
 }
 
 #[cfg(test)]
@@ -158,12 +158,19 @@ mod tests {
 
     #[test]
     fn signals() {
-        for (text, number) in
-            [("9", 9), ("KILL", 9), ("SIGKILL", 9), ("sigterm", 15), ("RTMIN", 34), ("SIGRTMIN+3", 37), ("RTMAX-1", 63)]
-        {
+        for (text, number) in [
+            ("0", 0),
+            ("9", 9),
+            ("KILL", 9),
+            ("SIGKILL", 9),
+            ("sigterm", 15),
+            ("RTMIN", 34),
+            ("SIGRTMIN+3", 37),
+            ("RTMAX-1", 63),
+        ] {
             assert_eq!(parse(text).expect(text), number);
         }
-        for text in ["", "0", "65", "-1", "SIG9", "FOO", "SIGRTMIN+99", "99999999999"] {
+        for text in ["", "65", "-1", "SIG9", "FOO", "SIGRTMIN+99", "99999999999"] {
             assert!(parse(text).is_err(), "{text}");
         }
     }

@@ -30,9 +30,9 @@ const ARG_MAX: usize = 128 << 10;
 pub const DEFAULT_PIDS: u32 = 4096;
 const MAX_PIDS: u32 = 32_768;
 /// What an application gets at least.
-pub const MIN_MEMORY: u64 = 16 << 20;
+pub const MIN_MEMORY: u64 = 8 << 20;
 /// What of a memory limit is the sandbox's own: the VMM, the gofer, the sentry's memory and what the host keeps for them.
-pub const MEMORY_OVERHEAD: u64 = 24 << 20;
+pub const MEMORY_OVERHEAD: u64 = 16 << 20;
 /// Application memory has 37 bits of guest-physical addresses at most.
 const MAX_MEMORY: u64 = 128 << 30;
 

@@ -133,6 +133,12 @@ fn source(mount: &MountConfig) -> Result<Source> {
 fn add(caller: &Caller, config: &MountConfig) -> Result<()> {
     let (fs, inode, source) = source(config)?;
     let point = mount_point(caller, config.target.as_bytes(), inode.is_dir())?;
+    // An image's link must not move what others rely on, as runc has it.
+    if matches!(config.source, MountSource::Proc | MountSource::Sysfs)
+        && caller.walk(None).resolve(config.target.as_bytes(), false)?.inode().file_type() == FileType::Symlink
+    {
+        return Err(ENOTDIR);
+    }
     Mount::of(fs, inode, &source, MountFlags::from_bits_truncate(config.flags)).attach(&point)
 }
 
