@@ -103,6 +103,10 @@ impl Runsc {
         if let Some(platform) = self.kind.flag() {
             command.arg(platform);
         }
+        if args.first().is_some_and(|command| command.as_ref() != "do") {
+            // Processes of a container that is detached show its command line, not ours; `do` passes on what it gets.
+            command.env("RUNSC_TEST_STATE", self.state_dir());
+        }
         command.args(&self.global).args(args);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         if let Some(cwd) = &self.cwd {

@@ -29,7 +29,7 @@ use crate::{
         confine, handover,
         process::{self, Fork},
         signals::{self, Signals},
-        terminal,
+        terminal, title,
     },
 };
 use control::{Control, ControlParts};
@@ -73,6 +73,10 @@ fn run(mut launch: Launch, channel: &Arc<Channel>, namespaces: libc::c_int, in_g
     }
     if namespaces & libc::CLONE_NEWNS == 0 {
         confine::own_mounts();
+    }
+    if !launch.foreground {
+        // The host knows the container by this process.
+        confine::layer("command line", title::set(&launch.config.container.process.args));
     }
     confine::null_streams()?;
 

@@ -16,6 +16,7 @@ pub mod proxy;
 pub mod signals;
 pub mod stdio;
 pub mod terminal;
+pub mod title;
 
 use std::{
     fs::File,

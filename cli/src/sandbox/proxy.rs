@@ -25,7 +25,7 @@ use super::{
     process::{self, Fork, exit_now},
     signals::{self, Signals},
     stdio::Streams,
-    terminal,
+    terminal, title,
 };
 use crate::{cgroup, flags::Settings, logging};
 
@@ -86,6 +86,7 @@ fn stand_alone(mut exec: Exec, client: Client, channel: Channel, in_group: bool)
         signals::reset();
         let signals = Signals::new()?;
         logging::init(&exec.settings, "exec", &exec.id)?;
+        confine::layer("command line", title::set(&exec.process.args));
         confine::null_streams()?;
         let mut keep = vec![0, 1, 2, client.as_fd().as_raw_fd(), channel.as_fd().as_raw_fd()];
         keep.push(signals.as_fd().as_raw_fd());

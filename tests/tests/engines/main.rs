@@ -2,5 +2,6 @@
 //! missing its tests say so and pass; with `CI` set they fail.
 
 mod containerd;
+mod docker;
 mod podman;
 mod support;
