@@ -23,7 +23,7 @@ pub fn run() -> Result<i32> {
         "linux": {
             "namespaces": NAMESPACES,
             "capabilities": names::capability_names(),
-            "cgroup": { "v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": false },
+            "cgroup": { "v1": true, "v2": true, "systemd": false, "systemdUser": false, "rdma": true },
             "seccomp": { "enabled": false },
             "apparmor": { "enabled": false },
             "selinux": { "enabled": false },

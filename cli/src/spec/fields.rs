@@ -169,7 +169,7 @@ const FIELDS: &[Field] = &[
     Field("linux.devices[].gid", U32, Applied),
     Field("linux.netDevices", Map, Refused("network devices are not supported yet")),
     Field("linux.seccomp", Object, SECCOMP),
-    Field("linux.rootfsPropagation", Text, Ignored("mounts of a sandbox are never seen outside it")),
+    Field("linux.rootfsPropagation", Text, Applied),
     Field("linux.maskedPaths", List, Applied),
     Field("linux.maskedPaths[]", Text, Applied),
     Field("linux.readonlyPaths", List, Applied),

@@ -190,7 +190,7 @@ impl Options {
                 Some(MountOption::Set(flag)) => out.flags |= flag,
                 Some(MountOption::Clear(flag)) => out.flags &= !flag,
                 Some(MountOption::Bind) => out.bind = true,
-                Some(MountOption::Propagation) => {}
+                Some(MountOption::Propagation | MountOption::NoEffect) => {}
                 None => out.data(option, field, warnings)?,
             }
         }

@@ -107,6 +107,13 @@ pub fn plan(id: &str, bundle: &Bundle, settings: &Settings) -> Result<Plan> {
     if linux.and_then(|l| l.personality().as_ref()).is_some_and(|p| p.domain() != LinuxPersonalityDomain::PerLinux) {
         bail!("linux.personality.domain: only LINUX is supported");
     }
+    if let Some(kind) = linux.and_then(|l| l.rootfs_propagation().as_ref())
+        && !kind.is_empty()
+        && !matches!(names::mount_option(kind), Some(names::MountOption::Propagation))
+    {
+        bail!("linux.rootfsPropagation: {kind:?} is not private, slave, shared or unbindable");
+    }
+    labels(process)?;
     let paths = |list: Option<&Option<Vec<String>>>| list.and_then(|l| l.clone()).unwrap_or_default();
     let container = ContainerConfig {
         id: id.to_owned(),
@@ -188,6 +195,18 @@ fn absolute(paths: Vec<String>, field: &str) -> Result<Vec<String>> {
         }
     }
     Ok(paths)
+}
+
+/// What a host without the security module would have to apply is an error, as it is of runc.
+fn labels(process: &Process) -> Result<()> {
+    let given = |label: &Option<String>| label.as_ref().is_some_and(|l| !l.is_empty());
+    if given(process.apparmor_profile()) && !host::has_apparmor() {
+        bail!("process.apparmorProfile: AppArmor is not enabled on the host");
+    }
+    if given(process.selinux_label()) && !host::has_selinux() {
+        bail!("process.selinuxLabel: SELinux is not enabled on the host");
+    }
+    Ok(())
 }
 
 /// Nodes to make. Those that the sandbox's kernel has no device for cannot be opened.
@@ -393,6 +412,19 @@ mod tests {
             assert!(error.contains(part), "{error}");
         }
         assert!(plan_of(serde_json::json!({"ociVersion": "1.0.2"})).is_err());
+    }
+
+    #[test]
+    fn labels_of_security_modules_need_them() {
+        for (field, there) in [("apparmorProfile", host::has_apparmor()), ("selinuxLabel", host::has_selinux())] {
+            let mut process = serde_json::json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ["a"]});
+            process[field] = "x".into();
+            let plan = plan_of(config(process)).map(|plan| plan.warnings);
+            match plan {
+                Ok(warnings) => assert!(there && warnings.iter().any(|w| w.contains(field)), "{warnings:?}"),
+                Err(error) => assert!(!there && error.to_string().contains(field), "{error}"),
+            }
+        }
     }
 
     #[test]

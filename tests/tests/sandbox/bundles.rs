@@ -149,6 +149,26 @@ fn run_devices(platform: &Platform) {
     );
 }
 
+/// A mount point behind a symbolic link is where the link leads inside the container, never on the host.
+fn run_symlinked_mount_points(platform: &Platform) {
+    for readonly in [false, true] {
+        let outside = host::TempDir::new("outside");
+        let mut bundle = shell("touch /data/x/f && echo inside; ls -d /data/x/f; ls /escape");
+        bundle.config["root"]["readonly"] = json!(readonly);
+        let root = bundle.root();
+        std::os::unix::fs::symlink("/data", root.join("link")).expect("link");
+        let up = format!("../../../../../../../..{}", outside.path().display());
+        std::os::unix::fs::symlink(&up, root.join("escape")).expect("link");
+        fs::create_dir_all(root.join(outside.path().strip_prefix("/").expect("absolute"))).expect("mkdir");
+        let mounts = bundle.config["mounts"].as_array_mut().expect("mounts");
+        for target in ["/link/x", "/escape/y"] {
+            mounts.push(json!({ "destination": target, "type": "tmpfs", "source": "tmpfs" }));
+        }
+        says(platform, &bundle, "inside\n/data/x/f\ny\n");
+        assert_eq!(fs::read_dir(outside.path()).expect("directory").count(), 0);
+    }
+}
+
 fn run_sysctls(platform: &Platform) {
     let mut bundle = shell("cat /proc/sys/kernel/msgmax /proc/sys/net/core/somaxconn");
     bundle.config["linux"]["sysctl"] = json!({ "kernel.msgmax": "4321", "net.core.somaxconn": "77", "net.x.y": "1" });
@@ -382,6 +402,7 @@ on_sandboxes! {
     bind_mounts = run_bind_mounts;
     tmpfs_mounts = run_tmpfs_mounts;
     devices = run_devices;
+    symlinked_mount_points = run_symlinked_mount_points;
     sysctls = run_sysctls;
     file_programs = run_file_programs;
     second_stat_is_free = run_second_stat_is_free;
