@@ -225,6 +225,9 @@ static void ends(void) {
     OK(setsockopt(s, SOL_SOCKET, SO_LINGER, &l, sizeof l));
     close(s);
     wait_for(c, POLLIN);
+    struct sockaddr_in gone;
+    socklen_t len = sizeof gone;
+    ERR(getpeername(c, ADDR(gone), &len), ENOTCONN);
     ERR(send(c, "x", 1, 0), ECONNRESET);
     EQ(pipes_caught, 1);
     ERR(send(c, "x", 1, 0), EPIPE);
@@ -457,6 +460,58 @@ static void datagrams(void) {
     TRUE(IN6_IS_ADDR_LOOPBACK(&from6.sin6_addr));
 }
 
+// What a datagram's packet says, asked for by options, and set by control data.
+static void packet_information(void) {
+    for (int six = 0; six < 2; six++) {
+        int level = six ? IPPROTO_IPV6 : IPPROTO_IP, family = six ? AF_INET6 : AF_INET;
+        int r = socket(family, SOCK_DGRAM, 0), w = socket(family, SOCK_DGRAM, 0);
+        struct sockaddr_in a4 = v4("127.0.0.1", 0);
+        struct sockaddr_in6 a6 = v6("::1", 0);
+        struct sockaddr *a = six ? ADDR(a6) : ADDR(a4);
+        socklen_t len = six ? sizeof a6 : sizeof a4;
+        OK(bind(r, a, len));
+        OK(getsockname(r, a, &len));
+        set(r, level, six ? IPV6_RECVHOPLIMIT : IP_RECVTTL, 1);
+        set(r, level, six ? IPV6_RECVPKTINFO : IP_PKTINFO, 1);
+        for (int round = 0; round < 2; round++) {
+            char control[256], b[8];
+            memset(control, 0, sizeof control);
+            struct iovec v = {b, 1};
+            struct msghdr m = {.msg_iov = &v, .msg_iovlen = 1, .msg_name = a, .msg_namelen = len};
+            if (round) {
+                m.msg_control = control;
+                m.msg_controllen = CMSG_SPACE(4);
+                struct cmsghdr *h = CMSG_FIRSTHDR(&m);
+                h->cmsg_level = level;
+                h->cmsg_type = six ? IPV6_HOPLIMIT : IP_TTL;
+                h->cmsg_len = CMSG_LEN(4);
+                *(int *)CMSG_DATA(h) = 7;
+            }
+            EQ(sendmsg(w, &m, 0), 1);
+            m = (struct msghdr){.msg_iov = &v, .msg_iovlen = 1, .msg_control = control, .msg_controllen = sizeof control};
+            EQ(recvmsg(r, &m, 0), 1);
+            int ttl = -1, index = -1;
+            for (struct cmsghdr *h = CMSG_FIRSTHDR(&m); h; h = CMSG_NXTHDR(&m, h)) {
+                EQ(h->cmsg_level, level);
+                if (h->cmsg_type == (six ? IPV6_HOPLIMIT : IP_TTL)) ttl = *(int *)CMSG_DATA(h);
+                if (six && h->cmsg_type == IPV6_PKTINFO) {
+                    struct in6_pktinfo *i = (void *)CMSG_DATA(h);
+                    TRUE(IN6_IS_ADDR_LOOPBACK(&i->ipi6_addr));
+                    index = i->ipi6_ifindex;
+                }
+                if (!six && h->cmsg_type == IP_PKTINFO) {
+                    struct in_pktinfo *i = (void *)CMSG_DATA(h);
+                    EQ(i->ipi_addr.s_addr, htonl(INADDR_LOOPBACK));
+                    index = i->ipi_ifindex;
+                }
+            }
+            EQ(ttl, round ? 7 : 64);
+            EQ(index, if_nametoindex("lo"));
+            EQ(m.msg_controllen, six ? CMSG_SPACE(20) + CMSG_SPACE(4) : CMSG_SPACE(12) + CMSG_SPACE(4));
+        }
+    }
+}
+
 static void options(void) {
     int fd = socket(AF_INET, SOCK_STREAM, 0);
     EQ(option(fd, IPPROTO_TCP, TCP_NODELAY), 0);
@@ -547,5 +602,5 @@ static void many_connections(void) {
 }
 
 TESTS(T(connect_and_talk), T(refusal), T(connecting_without_waiting), T(full_backlog), T(ends), T(listener_goes),
-      T(addresses_in_use), T(privileged_ports), T(much_data), T(six), T(datagrams), T(options), T(interfaces),
+      T(addresses_in_use), T(privileged_ports), T(much_data), T(six), T(datagrams), T(packet_information), T(options), T(interfaces),
       T(listed_in_proc), T(many_connections))

@@ -4,7 +4,12 @@ use alloc::{sync::Arc, vec::Vec};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::{AF_UNIX, SockAddr, msg, unix::Rights};
+use super::{
+    AF_UNIX, SockAddr,
+    inet::{AF_INET, AF_INET6, Packet},
+    msg,
+    unix::Rights,
+};
 use crate::{
     errno::{EINVAL, ENOBUFS, EPERM, ESRCH, Result},
     fs::File,
@@ -14,6 +19,8 @@ use crate::{
 };
 
 const SOL_SOCKET: i32 = 1;
+const IPPROTO_IP: i32 = 0;
+const IPPROTO_IPV6: i32 = 41;
 const SCM_RIGHTS: i32 = 1;
 const SCM_CREDENTIALS: i32 = 2;
 /// Descriptors that one message may carry (SCM_MAX_FD).
@@ -66,12 +73,14 @@ const HEADER: usize = size_of::<Header>();
 pub struct Ancillary {
     pub credentials: Option<Ucred>,
     pub rights: Option<Rights>,
+    /// Of an Internet datagram.
+    pub packet: Packet,
 }
 
 impl Ancillary {
     /// Leaves the sender's name, but no files, for the bytes that follow.
     pub fn take(&mut self) -> Self {
-        Ancillary { credentials: self.credentials, rights: self.rights.take() }
+        Ancillary { credentials: self.credentials, rights: self.rights.take(), packet: self.packet }
     }
 }
 
@@ -86,6 +95,7 @@ pub struct Received {
     /// Who sent it, if that was asked for; the inner is None when the sender did not say.
     pub credentials: Option<Option<Ucred>>,
     pub rights: Vec<Arc<File>>,
+    pub packet: Packet,
     /// Other control data.
     pub items: Vec<super::message::Item>,
 }
@@ -108,6 +118,8 @@ pub fn read(cur: &Current, domain: u16, control: UserAddr, len: u64) -> Result<A
             (SOL_SOCKET, SCM_RIGHTS) if domain == AF_UNIX => read_rights(cur, data, &mut files)?,
             (SOL_SOCKET, SCM_CREDENTIALS) => ancillary.credentials = Some(read_credentials(cur, data)?),
             (SOL_SOCKET, _) => return Err(EINVAL),
+            (level @ IPPROTO_IP, kind) if domain == AF_INET => ancillary.packet.read(level, kind, data)?,
+            (level @ IPPROTO_IPV6, kind) if domain == AF_INET6 => ancillary.packet.read(level, kind, data)?,
             _ => {}
         }
         rest = rest.get(len.next_multiple_of(8)..).unwrap_or(&[]);

@@ -244,6 +244,7 @@ impl MessageQueue {
         }
         into.whole = Some(rest.len());
         into.from = message.from.clone();
+        into.packet = message.ancillary.packet;
         if base.pass_credentials.load(Relaxed) {
             into.credentials = Some(message.ancillary.credentials);
         }

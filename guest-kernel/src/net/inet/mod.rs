@@ -3,6 +3,7 @@
 //! There are no packets. A connection joins two sockets' queues, a datagram goes into its receiver's queue. IPv4 addresses
 //! are kept in their IPv6-mapped form, so that one table serves both families.
 
+mod control;
 pub mod interface;
 mod options;
 mod ports;
@@ -12,6 +13,7 @@ mod udp;
 
 use core::net::{Ipv4Addr, Ipv6Addr};
 
+pub use control::Packet;
 pub use proc::{tcp_table, udp_table};
 pub use tcp::TcpSocket;
 pub use udp::UdpSocket;

@@ -10,18 +10,21 @@ use crate::{
     sync::SpinLock,
 };
 
-const IPPROTO_IP: i32 = 0;
+pub const IPPROTO_IP: i32 = 0;
 const IPPROTO_TCP: i32 = 6;
-const IPPROTO_IPV6: i32 = 41;
+pub const IPPROTO_IPV6: i32 = 41;
 const IPV6_V6ONLY: i32 = 26;
 const TCP_INFO: i32 = 11;
 const TCP_CONGESTION: i32 = 13;
 
 /// Level, name, what it is at first, least and greatest value.
 const KEPT: &[(i32, i32, i32, i32, i32)] = &[
-    // IP_TOS, IP_TTL, IP_RECVTTL's like are absent: they would promise control data.
+    // IP_TOS, IP_TTL; and what asks for control data: IP_PKTINFO, IP_RECVTTL, IP_RECVTOS.
     (IPPROTO_IP, 1, 0, 0, 255),
     (IPPROTO_IP, 2, 64, -1, 255),
+    (IPPROTO_IP, 8, 0, 0, 1),
+    (IPPROTO_IP, 12, 0, 0, 1),
+    (IPPROTO_IP, 13, 0, 0, 1),
     // IP_MTU_DISCOVER, IP_RECVERR, IP_FREEBIND, IP_BIND_ADDRESS_NO_PORT.
     (IPPROTO_IP, 10, 1, 0, 5),
     (IPPROTO_IP, 11, 0, 0, 1),
@@ -36,6 +39,10 @@ const KEPT: &[(i32, i32, i32, i32, i32)] = &[
     (IPPROTO_IPV6, 19, 1, 0, 1),
     (IPPROTO_IPV6, 23, 1, 0, 5),
     (IPPROTO_IPV6, 25, 0, 0, 1),
+    // IPV6_RECVPKTINFO, IPV6_RECVHOPLIMIT, IPV6_RECVTCLASS.
+    (IPPROTO_IPV6, 49, 0, 0, 1),
+    (IPPROTO_IPV6, 51, 0, 0, 1),
+    (IPPROTO_IPV6, 66, 0, 0, 1),
     (IPPROTO_IPV6, 62, 0, 0, 1),
     (IPPROTO_IPV6, 67, 0, -1, 255),
     // TCP_NODELAY, TCP_MAXSEG, TCP_CORK, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_KEEPCNT, TCP_SYNCNT, TCP_LINGER2,
@@ -72,6 +79,11 @@ impl InetOptions {
 
     pub fn family(&self) -> Family {
         self.state.lock().family
+    }
+
+    /// What an option was set to.
+    pub fn value(&self, level: i32, name: i32) -> Option<i32> {
+        self.state.lock().values.get(&(level, name)).copied()
     }
 
     /// What an accepted connection has from its listener.

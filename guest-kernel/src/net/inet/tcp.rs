@@ -67,6 +67,8 @@ struct State {
     peer: Option<Arc<TcpSocket>>,
     /// A connect that did not wait has not been told how it ended.
     untold: bool,
+    /// The connection has been reset: it has no other side any more.
+    reset: bool,
 }
 
 pub struct TcpSocket {
@@ -164,6 +166,10 @@ impl TcpSocket {
         let (mut own, mut theirs) = lock_two(self, &listener);
         let Phase::Listening(queue) = &mut theirs.phase else { return Err(ECONNREFUSED) };
         if queue.waiting.len() > queue.backlog {
+            // Those that gave up leave when the list would grow.
+            if queue.pending.len() == queue.pending.capacity() {
+                queue.pending.retain(|socket| socket.strong_count() > 0);
+            }
             queue.pending.push_back(self.me.clone());
             return Ok(false);
         }
@@ -259,6 +265,7 @@ impl TcpSocket {
 
     /// The connection ends at once, and the other side is told so.
     fn reset(&self, peer: &TcpSocket) {
+        peer.state.lock().reset = true;
         peer.base.set_error(ECONNRESET);
         peer.base.shut_down(BOTH);
     }
@@ -290,6 +297,7 @@ impl TcpSocket {
         let shown = match state.phase {
             Phase::Listening(_) => LISTEN,
             Phase::Connecting => SYN_SENT,
+            Phase::Connected if state.reset => CLOSE,
             Phase::Connected => match self.base.shut() {
                 SHUT_RECEIVE => CLOSE_WAIT,
                 SHUT_SEND => FIN_WAIT2,
@@ -438,7 +446,7 @@ impl Socket for TcpSocket {
     fn peer(&self) -> Result<SockAddr> {
         let state = self.state.lock();
         match (&state.phase, state.remote) {
-            (Phase::Connected, Some(remote)) => Ok(self.options.family().show(remote)),
+            (Phase::Connected, Some(remote)) if !state.reset => Ok(self.options.family().show(remote)),
             _ => Err(ENOTCONN),
         }
     }
@@ -487,6 +495,7 @@ impl Socket for TcpSocket {
         if sent == Err(EPIPE) && self.base.shut() & SHUT_SEND == 0 && left > 0 {
             // The other side has closed: what comes first still goes out, and the answer is a reset.
             message.src.skip(left);
+            self.state.lock().reset = true;
             self.base.set_error(EPIPE);
             self.base.shut_down(BOTH);
             return Ok(left);

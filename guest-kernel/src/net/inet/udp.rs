@@ -198,9 +198,15 @@ impl Socket for UdpSocket {
             return Err(EPIPE);
         }
         let Some(mut from) = self.state.lock().local else { return Err(EINVAL) };
+        if let Some(source) = message.ancillary.packet.source {
+            family.check_local(source).map_err(|_| EINVAL)?;
+            from.ip = source;
+        }
         if is_any(from.ip) {
             from.ip = source_for(to.ip);
         }
+        let mut ancillary =
+            Ancillary { packet: message.ancillary.packet.filled(&self.options, to.ip), ..Ancillary::default() };
         let receiver = PORTS.find(to, Some(from), |_| true);
         let Some(receiver) = receiver else {
             message.src.skip(len);
@@ -214,7 +220,7 @@ impl Socket for UdpSocket {
         let shown = receiver.options.family().show(from);
         let limit = receiver.base.receive_buffer.load(Relaxed);
         // It is the receiver's memory: what finds no room there is lost.
-        match Message::new(message.src, Some(shown), &mut Ancillary::default(), &receiver.base.sent, limit) {
+        match Message::new(message.src, Some(shown), &mut ancillary, &receiver.base.sent, limit) {
             Some(packet) => {
                 let packet = packet?;
                 if receiver.base.shut() & SHUT_RECEIVE == 0 {
@@ -232,7 +238,10 @@ impl Socket for UdpSocket {
             return Err(EOPNOTSUPP);
         }
         let patience = self.base.receive_patience(request.nonblocking);
-        self.queue.receive(&self.base, request, patience, false, into)
+        let n = self.queue.receive(&self.base, request, patience, false, into)?;
+        let packet = into.packet;
+        packet.write(&self.options, into);
+        Ok(n)
     }
 
     fn poll(&self, _interest: u32) -> u32 {
