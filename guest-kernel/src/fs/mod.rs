@@ -19,6 +19,7 @@ mod inode;
 pub mod inotify;
 pub mod locks;
 mod mount;
+pub mod mqueue;
 pub mod namei;
 pub mod overlay;
 mod path;

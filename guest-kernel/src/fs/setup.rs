@@ -6,7 +6,7 @@ use sentry_abi::config::{ContainerConfig, DeviceNode, Mount as MountConfig, Moun
 
 use super::{
     FileSystem, FileType, FsContext, Inode, Mount, MountFlags, NewAttr, NewNode, Path, SetAttr, Walk, dev, gofer,
-    make_device,
+    make_device, mqueue,
     namei::{self, Caller},
     proc::{ProcFs, configure_sysctls},
     tmpfs::Tmpfs,
@@ -116,11 +116,14 @@ fn source(mount: &MountConfig) -> Result<Source> {
             let (fs, root) = PtsFs::mount();
             (fs, root, named("devpts"))
         }
-        MountSource::Cgroup | MountSource::Mqueue => {
-            let name = if matches!(mount.source, MountSource::Mqueue) { "mqueue" } else { "cgroup2" };
-            let fs = Tmpfs::new(0, name);
+        MountSource::Mqueue => {
+            let (fs, root) = mqueue::mount();
+            (fs, root, named("mqueue"))
+        }
+        MountSource::Cgroup => {
+            let fs = Tmpfs::new(0, "cgroup2");
             let root = fs.make_root(NewAttr { mode: 0o555, uid: 0, gid: 0 });
-            (fs, root, named(name))
+            (fs, root, named("cgroup2"))
         }
         MountSource::Gofer { index, exclusive, overlay } => {
             let (fs, root) = gofer::mount(*index, *exclusive, *overlay)?;

@@ -73,6 +73,7 @@ const GROUPS: &[&[Syscall]] = &[
     crate::fs::syscalls::fcntl::CALLS,
     crate::fs::syscalls::inotify::CALLS,
     crate::fs::syscalls::mount::CALLS,
+    crate::fs::syscalls::mqueue::CALLS,
     crate::fs::syscalls::names::CALLS,
     crate::fs::syscalls::open::CALLS,
     crate::fs::syscalls::poll::CALLS,

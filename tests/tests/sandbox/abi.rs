@@ -52,6 +52,7 @@ on_platforms! {
     inet = |platform: &Platform| passes(platform, "inet");
     limit = |platform: &Platform| passes_in_limits(platform, "limit");
     mmap = |platform: &Platform| passes(platform, "mmap");
+    mqueue = |platform: &Platform| passes(platform, "mqueue");
     peek = |platform: &Platform| passes(platform, "peek");
     pipe = |platform: &Platform| passes(platform, "pipe");
     proc = |platform: &Platform| passes(platform, "proc");

@@ -8,5 +8,6 @@ mod cli;
 mod exec;
 mod faults;
 mod files;
+mod programs;
 mod real_input;
 mod terminals;

@@ -5,6 +5,7 @@ pub mod descriptors;
 pub mod fcntl;
 pub mod inotify;
 pub mod mount;
+pub mod mqueue;
 pub mod names;
 pub mod open;
 pub mod poll;

@@ -5,7 +5,7 @@ use alloc::{string::String, sync::Arc};
 use super::AT_FDCWD;
 use crate::{
     errno::{EBUSY, EINVAL, ENODEV, ENOTSUP, EPERM, Result},
-    fs::{FileSystem, Inode, Mount, MountFlags, NewAttr, Path, proc::ProcFs, tmpfs::Tmpfs, tty::PtsFs},
+    fs::{FileSystem, Inode, Mount, MountFlags, NewAttr, Path, mqueue, proc::ProcFs, tmpfs::Tmpfs, tty::PtsFs},
     mm::{
         frames,
         user::{UserAddr, UserPtr},
@@ -16,7 +16,7 @@ use crate::{
 };
 
 syscalls! { pub CALLS;
-    165 mount(source: UserPath, target: UserPath, fstype: UserPath, flags: Hex, data: UserAddr) = mount, Partial, "tmpfs, proc, sysfs, devpts, bind and remount; propagation is accepted", "mount";
+    165 mount(source: UserPath, target: UserPath, fstype: UserPath, flags: Hex, data: UserAddr) = mount, Partial, "tmpfs, proc, sysfs, devpts, mqueue, bind and remount; propagation is accepted", "mount";
     166 umount2(target: UserPath, flags: u32) = umount2, Full, "", "mount";
     303 name_to_handle_at(dir: Fd, path: UserPath, handle: UserAddr, mount: UserPtr<i32>, flags: u32) = name_to_handle_at, Unsupported, "EOPNOTSUPP, as on file systems without handles", "";
     304 open_by_handle_at(mount: Fd, handle: UserAddr, flags: u32) = open_by_handle_at, Unsupported, "EPERM, as without CAP_DAC_READ_SEARCH", "";
@@ -79,6 +79,7 @@ fn mount(
         "tmpfs" | "ramfs" => tmpfs(&options)?,
         "proc" => ProcFs::mount(),
         "sysfs" => ProcFs::mount_sysfs(),
+        "mqueue" => mqueue::mount(),
         "devpts" => PtsFs::mount(),
         _ => return Err(ENODEV),
     };
