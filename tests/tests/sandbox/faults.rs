@@ -1,8 +1,14 @@
 //! kill -9 of any of our processes, at any moment: nothing of ours remains, and `delete --force` removes the rest.
 
-use std::{collections::BTreeSet, fs, thread::sleep, time::Duration};
+use std::{collections::BTreeSet, fs, process::Stdio, thread::sleep, time::Duration};
 
-use runsc_tests::{bundle::Bundle, command::Running, host, on_sandboxes, platform::Platform, sandbox::Runsc};
+use runsc_tests::{
+    bundle::Bundle,
+    command::{Running, tail},
+    host, on_sandboxes,
+    platform::Platform,
+    sandbox::Runsc,
+};
 
 /// A sandbox of ours with every process it has, found by descent from `pid` and by the state directory in command lines.
 fn processes(runsc: &Runsc, first: &[u32]) -> BTreeSet<u32> {
@@ -136,6 +142,38 @@ fn run_kill_while_starting(platform: &Platform) {
     assert_eq!(host::mounts_with(&path), Vec::<String>::new());
 }
 
+/// Fifty containers are made, started, used and removed at once, and nothing of them is left.
+fn run_fifty_at_once(platform: &Platform) {
+    let bundle = Bundle::new(&["/bin/sleep", "1000"]);
+    let path = bundle.write();
+    let runsc = Runsc::new(platform.kind);
+    let each = |args: &dyn Fn(&str) -> Vec<String>| {
+        let children: Vec<_> = (0..50)
+            .map(|n| {
+                let mut command = runsc.command(&args(&format!("c{n}")));
+                command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+                command.spawn().expect("start runsc")
+            })
+            .collect();
+        let codes: Vec<_> = children.into_iter().map(|mut child| child.wait().expect("wait").code()).collect();
+        assert!(codes.iter().all(|code| *code == Some(0)), "{codes:?}: {}", tail(&runsc.log()));
+    };
+    let words = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+    each(&|id| words(&["create", "--bundle", &path, id]));
+    each(&|id| words(&["start", id]));
+    let list = runsc.command(&["list"]).output().expect("list");
+    assert_eq!(String::from_utf8_lossy(&list.stdout).matches("running").count(), 50);
+    each(&|id| words(&["exec", id, "true"]));
+    let all = processes(&runsc, &[]);
+    assert!(all.len() >= 100, "VMMs and gofers: only {}", all.len());
+    each(&|id| words(&["delete", "--force", id]));
+    all_end(&all, "deleted");
+    let left =
+        fs::read_dir(runsc.state_dir()).expect("state directory").flatten().filter(|e| e.path().is_dir()).count();
+    assert_eq!(left, 0, "states are left");
+    assert_eq!(host::mounts_with(&path), Vec::<String>::new());
+}
+
 /// What a `do` that was killed leaves is removed by the next one.
 fn run_kill_do(platform: &Platform) {
     let runsc = Runsc::new(platform.kind);
@@ -165,4 +203,5 @@ on_sandboxes! {
     kill_each_process = run_kill_each;
     kill_while_starting = run_kill_while_starting;
     kill_do = run_kill_do;
+    fifty_at_once = run_fifty_at_once;
 }
