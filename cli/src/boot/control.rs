@@ -135,11 +135,8 @@ impl Control {
         }
     }
 
-    /// Whether the container's process runs.
-    pub(super) fn is_running(&self) -> bool {
-        if !self.is_started() {
-            return false;
-        }
+    /// Whether the container's process is there, also if it has yet to be let go: hooks run beside it.
+    pub(super) fn has_init(&self) -> bool {
         let known = self.progress.lock();
         known.init.as_ref().is_some_and(|(errno, _)| *errno == 0) && known.status.is_none()
     }

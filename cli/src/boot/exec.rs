@@ -19,7 +19,7 @@ pub fn serve(control: &Control, request: Request, fds: Vec<OwnedFd>, mut connect
     let Request::Exec { container, process, streams, proxy } = request else { return };
     let started = if container != control.id {
         Reply::error(libc::ENOENT, format!("container {container:?} is not in this sandbox"))
-    } else if !control.is_running() {
+    } else if !control.has_init() {
         Reply::error(libc::ESRCH, "cannot exec in a container that does not run")
     } else if control.is_paused() {
         Reply::error(libc::EBUSY, "cannot exec in a paused container")

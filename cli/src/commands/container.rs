@@ -18,6 +18,7 @@ use crate::{
     boot::machine::Host,
     cgroup,
     flags::Settings,
+    hooks::Point,
     platform,
     sandbox::{self, Launch, Sandbox, Surroundings, pid_file, stdio::Streams, terminal},
     spec::{
@@ -191,7 +192,8 @@ pub fn make(making: Making<'_>, settings: Settings) -> Result<Made> {
             host: Host::open(backend)?,
             streams,
             foreground: mode == Mode::Foreground,
-            hold: mode == Mode::Held,
+            // Until its hooks have run, where they run beside it.
+            hold: mode == Mode::Held || !record.hooks.at(Point::StartContainer).is_empty(),
             own_terminal,
             control,
             control_path,

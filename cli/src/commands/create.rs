@@ -9,6 +9,7 @@ use devices::control::{Client, SignalTarget};
 use super::container::{Call, Mode};
 use crate::{
     flags::Settings,
+    hooks::inside,
     sandbox::InitError,
     store::{Record, Status, Store},
 };
@@ -42,7 +43,13 @@ pub fn start(settings: &Settings, matches: &ArgMatches) -> Result<i32> {
         Status::Created => {}
         status => bail!("cannot start container {id}: it is {}", status.name()),
     }
-    let mut client = Client::connect(&entry.control_socket())?;
+    let control = entry.control_socket();
+    if let Err(error) = inside::run(&record, &control, settings) {
+        // The container does not outlive it either.
+        let _ = record.process.map(|process| process.kill());
+        return Err(error);
+    }
+    let mut client = Client::connect(&control)?;
     if let Err(error) = client.start(&id).map_err(InitError::from_control)
         && !has_run(&store, &record)
     {

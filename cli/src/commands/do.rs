@@ -77,8 +77,8 @@ pub fn run(settings: Settings, matches: &ArgMatches) -> Result<i32> {
         cgroup: None,
         surroundings: Surroundings::default(),
     };
-    let made = container::make(making, settings)?;
-    match run::foreground(made, &store, &mut signals, false) {
+    let made = container::make(making, settings.clone())?;
+    match run::foreground(made, &settings, &store, &mut signals, false) {
         // In a terminal as a shell would tell; for a program the exit code is ours.
         Err(error) if in_terminal => match error.downcast_ref::<InitError>().map(|e| e.errno) {
             Some(libc::ENOENT) => {

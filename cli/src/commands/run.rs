@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use clap::ArgMatches;
+use devices::control::Client;
 
 use super::{
     container::{Call, Made, Mode},
@@ -10,7 +11,8 @@ use super::{
 use crate::{
     args,
     flags::Settings,
-    sandbox::{self, signals::Signals},
+    hooks::{Point, inside},
+    sandbox::{self, InitError, signals::Signals},
     store::Store,
 };
 
@@ -18,8 +20,8 @@ pub fn run(settings: Settings, matches: &ArgMatches) -> Result<i32> {
     let call = Call::new(matches)?;
     let store = Store::new(&settings.root);
     if args::is_set(matches, "detach") {
-        let mut made = call.make(settings, Mode::Detached)?;
-        let begun = made.sandbox.ready().and_then(|()| made.sandbox.start()).and_then(|()| made.sandbox.begun());
+        let mut made = call.make(settings.clone(), Mode::Detached)?;
+        let begun = begin(&mut made, &settings);
         if let Err(error) = begun.and_then(|()| started(&mut made)) {
             made.undo();
             return Err(error);
@@ -28,8 +30,21 @@ pub fn run(settings: Settings, matches: &ArgMatches) -> Result<i32> {
         return Ok(0);
     }
     let mut signals = Signals::new()?;
-    let made = call.make(settings, Mode::Foreground)?;
-    foreground(made, &store, &mut signals, args::is_set(matches, "keep"))
+    let made = call.make(settings.clone(), Mode::Foreground)?;
+    foreground(made, &settings, &store, &mut signals, args::is_set(matches, "keep"))
+}
+
+/// Starts a container, behind the hooks that run beside it.
+fn begin(made: &mut Made, settings: &Settings) -> Result<()> {
+    made.sandbox.ready()?;
+    if made.record.hooks.at(Point::StartContainer).is_empty() {
+        made.sandbox.start()?;
+        return made.sandbox.begun();
+    }
+    made.sandbox.begun()?;
+    let control = made.entry.control_socket();
+    inside::run(&made.record, &control, settings)?;
+    Client::connect(&control)?.start(&made.record.id).map_err(InitError::from_control)
 }
 
 /// Records that the container's process runs.
@@ -40,10 +55,21 @@ fn started(made: &mut Made) -> Result<()> {
 }
 
 /// From the start of a container to its end; the exit code.
-pub fn foreground(mut made: Made, store: &Store, signals: &mut Signals, keep: bool) -> Result<i32> {
-    if let Err(error) = made.sandbox.start() {
-        // It has ended already, and has told why.
-        let error = made.sandbox.ready().err().unwrap_or(error);
+pub fn foreground(
+    mut made: Made,
+    settings: &Settings,
+    store: &Store,
+    signals: &mut Signals,
+    keep: bool,
+) -> Result<i32> {
+    if made.record.hooks.at(Point::StartContainer).is_empty() {
+        if let Err(error) = made.sandbox.start() {
+            // It has ended already, and has told why.
+            let error = made.sandbox.ready().err().unwrap_or(error);
+            made.undo();
+            return Err(error);
+        }
+    } else if let Err(error) = begin(&mut made, settings) {
         made.undo();
         return Err(error);
     }

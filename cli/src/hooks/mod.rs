@@ -1,6 +1,7 @@
 //! Hooks of a bundle: programs of the host that are run at points of a container's life, with its state on standard input
 //! (OCI runtime specification, config.md and runtime.md).
 
+pub mod inside;
 mod process;
 
 use std::path::{Path, PathBuf};

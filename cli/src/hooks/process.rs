@@ -24,8 +24,7 @@ const MAX_OUTPUT: u64 = 4096;
 /// Runs it to its end, with `state` as standard input; `as_root`: as user and group 0.
 pub fn run(hook: &Hook, state: &[u8], as_root: bool) -> Result<()> {
     // Files in memory, unlike pipes, neither fill up nor are held open by what a hook leaves behind.
-    let mut input = memory_file()?;
-    input.write_all(state).and_then(|()| input.rewind()).context("write the state")?;
+    let input = memory_file_with(state)?;
     let (output, errors) = (memory_file()?, memory_file()?);
     let mut command = Command::new(&hook.path);
     command.env_clear().stdin(input);
@@ -54,7 +53,13 @@ pub fn run(hook: &Hook, state: &[u8], as_root: bool) -> Result<()> {
     Ok(())
 }
 
-fn memory_file() -> Result<File> {
+pub(super) fn memory_file_with(text: &[u8]) -> Result<File> {
+    let mut file = memory_file()?;
+    file.write_all(text).and_then(|()| file.rewind()).context("write the state")?;
+    Ok(file)
+}
+
+pub(super) fn memory_file() -> Result<File> {
     Ok(File::from(memfd_create("hook", MemfdFlags::CLOEXEC).context("memfd")?))
 }
 
@@ -91,7 +96,7 @@ fn describe(status: ExitStatus) -> String {
     }
 }
 
-fn text(mut file: File) -> String {
+pub(super) fn text(mut file: File) -> String {
     let mut bytes = Vec::new();
     // Less of it makes the error no less true.
     let _ = file.rewind().and_then(|()| file.take(MAX_OUTPUT).read_to_end(&mut bytes));

@@ -15,6 +15,7 @@ use rustix::{
     event::{PollFd, PollFlags, poll},
     io::Errno,
     process::{Resource, Rlimit, setrlimit},
+    time::Timespec,
 };
 use sentry_abi::config::ProcessConfig;
 
@@ -55,6 +56,25 @@ pub fn foreground(exec: Exec, control: &Path, begun: impl FnOnce() -> Result<()>
     let proxy = start(client, exec)?;
     begun()?;
     proxy.stand(&mut signals)
+}
+
+/// Runs a process to its end, or to that of the time it has; its wait status. Signals of this command stay with it.
+pub fn to_the_end(exec: Exec, control: &Path, limit: Option<Timespec>) -> Result<Option<i32>> {
+    let mut proxy = start(Client::connect(control)?, exec)?;
+    loop {
+        match poll(&mut [PollFd::new(&proxy.client, PollFlags::IN)], limit.as_ref()) {
+            // The end of the connection is that of the process.
+            Ok(0) => return Ok(None),
+            Ok(_) => {
+                return match proxy.client.receive()? {
+                    Reply::Exited { status } => Ok(Some(status)),
+                    other => bail!("unexpected reply: {other:?}"),
+                };
+            }
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error).context("poll"),
+        }
+    }
 }
 
 /// Leaves a process behind that stands for the one it starts; its pid.

@@ -47,6 +47,15 @@ impl Streams {
         Ok(streams)
     }
 
+    /// These as 0, 1 and 2.
+    pub fn of(files: &[OwnedFd; 3]) -> Result<Streams> {
+        let mut streams = Streams::default();
+        for (number, file) in (0..).zip(files) {
+            streams.add(file.as_fd(), number)?;
+        }
+        Ok(streams)
+    }
+
     /// One terminal as 0, 1 and 2.
     pub fn terminal(tty: &OwnedFd) -> Result<Streams> {
         let mut streams = Streams::default();

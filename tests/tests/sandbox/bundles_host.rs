@@ -70,6 +70,40 @@ fn run_hook_that_fails(platform: &Platform) {
     }
 }
 
+/// These run in the container, before its own program: their files are the container's.
+fn run_hooks_in_the_container(platform: &Platform) {
+    let hook = |script: &str| json!([{ "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["PATH=/bin", "X=y"], "timeout": 60 }]);
+    let mut bundle = Bundle::new(&["/bin/cat", "/data/state", "/data/env"]);
+    bundle.config["hooks"]["startContainer"] = hook("cat > /data/state; echo \" $X $(id -u) $(hostname)\" > /data/env");
+    let path = bundle.write();
+    let ended = Runsc::new(platform.kind).run(&["run", "--bundle", &path, "inside"]);
+    let text = ended.finished.stdout();
+    let (state, rest) = text.split_once(" y ").unwrap_or((&text, ""));
+    assert_eq!(rest, "0 sandbox\n", "{}", ended.describe());
+    let state: Value = serde_json::from_str(state).expect("JSON");
+    assert_eq!((state["id"].as_str(), state["status"].as_str()), (Some("inside"), Some("created")));
+
+    let runsc = Runsc::new(platform.kind);
+    fs::remove_file(bundle.root().join("data/state")).expect("remove");
+    done(&runsc, &["create", "--bundle", &path, "steps"]);
+    assert!(!bundle.root().join("data/state").exists());
+    done(&runsc, &["start", "steps"]);
+    assert!(bundle.root().join("data/state").exists());
+    done(&runsc, &["delete", "--force", "steps"]);
+
+    bundle.config["hooks"]["startContainer"] = hook("echo this is wrong >&2; exit 7");
+    let path = bundle.write();
+    for how in [&["run", "--bundle", &path, "wrong"][..], &["run", "--detach", "--bundle", &path, "wrong"][..]] {
+        let (code, errors) = runsc.detached(how);
+        assert!(
+            code == 128 && errors.contains("exit status 7") && errors.contains("this is wrong"),
+            "{code}: {errors}"
+        );
+        assert!(!runsc.state_dir().join("wrong").exists());
+    }
+    assert_eq!(host::processes_with(&runsc.state_dir().display().to_string()), []);
+}
+
 /// What a hook in the container's namespaces mounts in the root is there for the container, and nobody else sees it.
 fn run_hook_mounts(platform: &Platform) {
     let mut bundle = Bundle::new(&["/bin/cat", "/data/f"]);
@@ -264,6 +298,7 @@ fn run_user_namespace(platform: &Platform) {
 on_sandboxes! {
     hooks_in_order = run_hooks_in_order;
     hook_that_fails = run_hook_that_fails;
+    hooks_in_the_container = run_hooks_in_the_container;
     hook_mounts = run_hook_mounts;
     control_groups = run_control_groups;
     out_of_memory = run_out_of_memory;
