@@ -10,6 +10,7 @@
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <linux/sockios.h>
 
 #define ADDR(a) ((struct sockaddr *)&(a))
 #define ALL_EVENTS (POLLIN | POLLOUT | POLLRDHUP | POLLPRI)
@@ -232,6 +233,34 @@ static void ends(void) {
     EQ(pipes_caught, 1);
     ERR(send(c, "x", 1, 0), EPIPE);
     EQ(pipes_caught, 2);
+}
+
+static void urgent_byte(void) {
+    connected();
+    char b[16];
+    int mark;
+    ERR(recv(s, b, 1, MSG_OOB), EINVAL);
+    EQ(send(c, "abcX", 4, MSG_OOB), 4);
+    EQ(write(c, "def", 3), 3);
+    TRUE(wait_for(s, POLLPRI) & POLLPRI);
+    while (ioctl(s, FIONREAD, &mark) == 0 && mark < 3) sleep_ms(5);
+    sleep_ms(20);
+    OK(ioctl(s, SIOCATMARK, &mark));
+    EQ(mark, 0);
+    EQ(recv(s, b, 16, 0), 3);
+    OK(ioctl(s, SIOCATMARK, &mark));
+    EQ(mark, 1);
+    EQ(recv(s, b, 16, MSG_OOB), 1);
+    EQ(b[0], 'X');
+    ERR(recv(s, b, 16, MSG_OOB), EINVAL);
+    EQ(revents(s, POLLPRI), 0);
+    EQ(recv(s, b, 16, 0), 3);
+    TRUE(!memcmp(b, "def", 3));
+    set(s, SOL_SOCKET, SO_OOBINLINE, 1);
+    EQ(send(c, "abX", 3, MSG_OOB), 3);
+    int have = 0;
+    while (have < 3) { ssize_t n = recv(s, b + have, 3 - have, 0); TRUE(n > 0); have += n; }
+    TRUE(!memcmp(b, "abX", 3));
 }
 
 static void listener_goes(void) {
@@ -601,6 +630,6 @@ static void many_connections(void) {
     for (int i = 0; i < 4; i++) pthread_join(t[i], NULL);
 }
 
-TESTS(T(connect_and_talk), T(refusal), T(connecting_without_waiting), T(full_backlog), T(ends), T(listener_goes),
+TESTS(T(connect_and_talk), T(refusal), T(connecting_without_waiting), T(full_backlog), T(ends), T(urgent_byte), T(listener_goes),
       T(addresses_in_use), T(privileged_ports), T(much_data), T(six), T(datagrams), T(packet_information), T(options), T(interfaces),
       T(listed_in_proc), T(many_connections))

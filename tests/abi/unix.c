@@ -467,6 +467,15 @@ static void backlog(void) {
     sleep_ms(50);
     OK(accept(l, NULL, NULL));
     reap_ok(pid);
+    // Without a descriptor for it, a connection stays.
+    struct rlimit { unsigned long soft, hard; } limit, old;
+    OK(syscall(SYS_prlimit64, 0, 7, NULL, &old));
+    limit = old;
+    limit.soft = 0;
+    OK(syscall(SYS_prlimit64, 0, 7, &limit, NULL));
+    ERR(accept(l, NULL, NULL), EMFILE);
+    OK(syscall(SYS_prlimit64, 0, 7, &old, NULL));
+    OK(accept(l, NULL, NULL));
     // Those that were not accepted are reset.
     close(l);
     char b;

@@ -71,6 +71,17 @@ impl FdTable {
         Ok(fd as i32)
     }
 
+    /// EMFILE when there is no free number below `limit` (RLIMIT_NOFILE).
+    pub fn check_room(&self, limit: u64) -> Result<()> {
+        let limit = limit.min(MAX_FDS as u64) as usize;
+        let inner = self.inner.lock();
+        let mut fd = inner.lowest;
+        while inner.slots.get(fd).is_some_and(Option::is_some) {
+            fd += 1;
+        }
+        if fd < limit { Ok(()) } else { Err(EMFILE) }
+    }
+
     /// Puts a file under this number, whatever it held; returns what it held. EBADF beyond the limit.
     pub fn replace(&self, fd: i32, file: Arc<File>, close_on_exec: bool, limit: u64) -> Result<Option<Arc<File>>> {
         let fd = usize::try_from(fd).map_err(|_| EBADF)?;

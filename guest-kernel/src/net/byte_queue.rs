@@ -22,9 +22,18 @@ struct Segment {
     ancillary: Ancillary,
 }
 
+/// TCP's urgent byte (tcp(7)): it is beside the others, at a place among them that reading stops at.
+struct Urgent {
+    /// Bytes before it that have not been read.
+    before: usize,
+    /// Until it has been received.
+    byte: Option<u8>,
+}
+
 struct Inner {
     ring: Ring,
     segments: VecDeque<Segment>,
+    urgent: Option<Urgent>,
     /// Nobody will read any more.
     closed: bool,
     /// The writer that found no room.
@@ -65,6 +74,7 @@ impl ByteQueue {
             inner: Mutex::new(Inner {
                 ring: Ring::new(DEFAULT_BUFFER),
                 segments: VecDeque::new(),
+                urgent: None,
                 closed: false,
                 starved: None,
             }),
@@ -186,14 +196,31 @@ fn goes_with(credentials: Option<Ucred>, wanted: bool, into: &mut Received) -> b
 }
 
 impl Inner {
+    /// How far a read may go: to the urgent byte, or beyond it for one that begins there.
+    fn reach(&self) -> usize {
+        self.urgent.as_ref().map(|urgent| urgent.before).filter(|&before| before > 0).unwrap_or(usize::MAX)
+    }
+
+    /// So many bytes have been read.
+    fn passed(&mut self, len: usize) {
+        if len == 0 {
+            return;
+        }
+        match &mut self.urgent {
+            Some(urgent) if urgent.before > 0 => urgent.before = urgent.before.saturating_sub(len),
+            _ => self.urgent = None,
+        }
+    }
+
     fn take(&mut self, dst: &mut IoDst<'_>, credentials: bool, into: &mut Received) -> Result<usize> {
         let mut done = 0;
-        while dst.remaining() > 0 {
+        let reach = self.reach();
+        while dst.remaining() > 0 && done < reach {
             let Some(segment) = self.segments.front_mut() else { break };
             if !goes_with(segment.ancillary.credentials, credentials, into) {
                 break;
             }
-            let n = match self.ring.peek(0, segment.len, dst) {
+            let n = match self.ring.peek(0, segment.len.min(reach - done), dst) {
                 Ok(n) => n,
                 Err(error) if done == 0 => return Err(error),
                 Err(_) => break,
@@ -213,6 +240,7 @@ impl Inner {
                 break;
             }
         }
+        self.passed(done);
         Ok(done)
     }
 
@@ -228,15 +256,16 @@ impl Inner {
             return None;
         }
         let (mut at, mut done) = (skip, 0);
+        let reach = self.reach();
         for segment in &self.segments {
             if skip >= segment.len {
                 skip -= segment.len;
                 continue;
             }
-            if dst.remaining() == 0 || !goes_with(segment.ancillary.credentials, credentials, into) {
+            if dst.remaining() == 0 || at >= reach || !goes_with(segment.ancillary.credentials, credentials, into) {
                 break;
             }
-            let max = segment.len - skip;
+            let max = (segment.len - skip).min(reach - at);
             let n = match self.ring.peek(at, max, dst) {
                 Ok(n) => n,
                 Err(error) if done == 0 => return Some(Err(error)),
@@ -257,8 +286,34 @@ impl Inner {
     }
 }
 
-/// The reader's wish as [`ByteQueue::push`]'s caller sees it.
 impl ByteQueue {
+    /// Puts an urgent byte after what there is, in place of one that has not been received. EPIPE when nobody will read.
+    pub fn push_urgent(&self, byte: u8) -> Result<()> {
+        {
+            let mut inner = self.inner.lock();
+            if inner.closed {
+                return Err(EPIPE);
+            }
+            inner.urgent = Some(Urgent { before: inner.ring.len(), byte: Some(byte) });
+        }
+        self.readable.wake(poll::PRI);
+        Ok(())
+    }
+
+    /// Receives (or peeks at) the urgent byte; None when there is none or it has been received.
+    pub fn pull_urgent(&self, peek: bool) -> Option<u8> {
+        let mut inner = self.inner.lock();
+        let urgent = inner.urgent.as_mut()?;
+        if peek { urgent.byte } else { urgent.byte.take() }
+    }
+
+    /// Whether there is an urgent byte to receive, and whether reading has come to its place.
+    pub fn urgent(&self) -> (bool, bool) {
+        let inner = self.inner.lock();
+        inner.urgent.as_ref().map_or((false, false), |urgent| (urgent.byte.is_some(), urgent.before == 0))
+    }
+
+    /// The reader's SO_PASSCRED.
     #[inline]
     pub fn wants_credentials(&self) -> bool {
         self.pass_credentials.load(Relaxed)

@@ -26,12 +26,12 @@ use crate::{
 };
 
 syscalls! { pub CALLS;
-    44 sendto(fd: Fd, buffer: UserAddr, len: usize, flags: Hex, address: UserAddr, address_len: i32) = sendto, Partial, "MSG_OOB and MSG_ZEROCOPY are refused", "unix";
-    45 recvfrom(fd: Fd, buffer: UserAddr, len: usize, flags: Hex, address: UserAddr, address_len: UserPtr<i32>) = recvfrom, Partial, "MSG_OOB is refused", "unix";
-    46 sendmsg(fd: Fd, message: UserPtr<UserMessage>, flags: Hex) = sendmsg, Partial, "MSG_OOB and MSG_ZEROCOPY are refused", "unix";
-    47 recvmsg(fd: Fd, message: UserPtr<UserMessage>, flags: Hex) = recvmsg, Partial, "MSG_OOB is refused", "unix";
-    307 sendmmsg(fd: Fd, messages: UserPtr<UserMultiMessage>, count: u32, flags: Hex) = sendmmsg, Partial, "MSG_OOB and MSG_ZEROCOPY are refused", "unix";
-    299 recvmmsg(fd: Fd, messages: UserPtr<UserMultiMessage>, count: u32, flags: Hex, timeout: UserPtr<UserTimespec>) = recvmmsg, Partial, "MSG_OOB is refused", "unix";
+    44 sendto(fd: Fd, buffer: UserAddr, len: usize, flags: Hex, address: UserAddr, address_len: i32) = sendto, Partial, "MSG_OOB for TCP only, without SIGURG; MSG_ZEROCOPY is ignored", "unix";
+    45 recvfrom(fd: Fd, buffer: UserAddr, len: usize, flags: Hex, address: UserAddr, address_len: UserPtr<i32>) = recvfrom, Partial, "MSG_OOB for TCP only", "unix";
+    46 sendmsg(fd: Fd, message: UserPtr<UserMessage>, flags: Hex) = sendmsg, Partial, "MSG_OOB for TCP only, without SIGURG; MSG_ZEROCOPY is ignored", "unix";
+    47 recvmsg(fd: Fd, message: UserPtr<UserMessage>, flags: Hex) = recvmsg, Partial, "MSG_OOB for TCP only", "unix";
+    307 sendmmsg(fd: Fd, messages: UserPtr<UserMultiMessage>, count: u32, flags: Hex) = sendmmsg, Partial, "MSG_OOB for TCP only, without SIGURG; MSG_ZEROCOPY is ignored", "unix";
+    299 recvmmsg(fd: Fd, messages: UserPtr<UserMultiMessage>, count: u32, flags: Hex, timeout: UserPtr<UserTimespec>) = recvmmsg, Partial, "MSG_OOB for TCP only", "unix";
 }
 
 /// struct msghdr.

@@ -5,7 +5,7 @@ use core::{any::Any, sync::atomic::Ordering::Relaxed};
 
 use super::{Ancillary, Base, Received, SockAddr};
 use crate::{
-    errno::{EINVAL, ENOTCONN, ENOTSOCK, EOPNOTSUPP, Result},
+    errno::{EINVAL, ENOTCONN, ENOTSOCK, ENOTTY, EOPNOTSUPP, Result},
     fs::{File, FileOps, FileType, OpenFlags, anon},
     mm::{
         io::{IoDst, IoSrc},
@@ -84,6 +84,11 @@ pub trait Socket: Any + core::marker::Send + Sync {
     /// SIOCOUTQ.
     fn unsent(&self) -> Result<usize>;
 
+    /// SIOCATMARK: whether reading has come to an urgent byte.
+    fn at_mark(&self) -> Result<bool> {
+        Err(ENOTTY)
+    }
+
     /// An option of a level other than SOL_SOCKET.
     fn option(&self, _level: i32, _name: i32) -> Result<Vec<u8>> {
         Err(EOPNOTSUPP)
@@ -153,6 +158,7 @@ mod command {
     pub const SIOCSPGRP: u32 = 0x8902;
     pub const FIOGETOWN: u32 = 0x8903;
     pub const SIOCGPGRP: u32 = 0x8904;
+    pub const SIOCATMARK: u32 = 0x8905;
 }
 
 impl FileOps for SocketFile {
@@ -192,6 +198,7 @@ impl FileOps for SocketFile {
         match command {
             command::FIONREAD => cur.mm.write_value(value, &bytes(self.socket.unread()?))?,
             command::SIOCOUTQ => cur.mm.write_value(value, &bytes(self.socket.unsent()?))?,
+            command::SIOCATMARK => cur.mm.write_value(value, &i32::from(self.socket.at_mark()?))?,
             command::FIOSETOWN | command::SIOCSPGRP => {
                 let pid: i32 = cur.mm.read_value(value)?;
                 if pid == i32::MIN {

@@ -153,6 +153,8 @@ fn accept4(cur: &mut Current, fd: Fd, address: UserAddr, len: UserPtr<i32>, flag
     }
     let flags = flags_of(flags.0)?;
     let file = cur.socket_file(fd)?;
+    // A connection is not taken when there is no descriptor for it.
+    cur.task.files().check_room(cur.fd_limit())?;
     let accepted = of(&file)?.accept(file.nonblocking())?;
     let peer = accepted.peer();
     let file = SocketFile::open(accepted, flags & OpenFlags::NONBLOCK, &cur.task.creds());

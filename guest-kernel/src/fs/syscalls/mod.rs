@@ -112,7 +112,7 @@ impl Current {
     }
 
     /// RLIMIT_NOFILE.
-    fn fd_limit(&self) -> u64 {
+    pub fn fd_limit(&self) -> u64 {
         self.task.process.limits.lock().soft(crate::task::Resource::Nofile)
     }
 }

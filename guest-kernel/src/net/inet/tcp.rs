@@ -37,6 +37,8 @@ const RECEIVE_BUFFER: usize = 131_072;
 /// What may be on its way when neither side has chosen its buffers: as far as Linux lets them grow by themselves on a
 /// loopback connection, more or less.
 const WINDOW: usize = 1 << 20;
+/// Most bytes of one send with MSG_OOB.
+const MAX_URGENT: usize = 64 << 10;
 const BOTH: u8 = SHUT_RECEIVE | SHUT_SEND;
 
 #[derive(Default)]
@@ -285,6 +287,29 @@ impl TcpSocket {
         }
     }
 
+    /// MSG_OOB: the last byte is urgent, those before it are not.
+    fn send_urgent(&self, message: Send<'_, '_>) -> Result<usize> {
+        let Some(peer) = self.state.lock().peer.clone() else { return Err(EPIPE) };
+        let mut bytes = alloc::vec![0; message.src.remaining().min(MAX_URGENT)];
+        let n = message.src.get(&mut bytes)?;
+        let Some((last, first)) = bytes[..n].split_last() else { return Ok(0) };
+        let inline = peer.base.options.lock().is_on(so::OOBINLINE);
+        let plain = if inline { &bytes[..n] } else { first };
+        let mut sent = 0;
+        if !plain.is_empty() {
+            let src = &mut crate::mm::io::IoSrc::kernel(plain);
+            sent = self.send(Send { src, flags: message.flags & !msg::OOB, ..message })?;
+        }
+        if inline || sent < plain.len() {
+            return Ok(sent);
+        }
+        if self.base.shut() & SHUT_SEND != 0 {
+            return Err(EPIPE);
+        }
+        self.end.outgoing().ok_or(EPIPE)?.push_urgent(*last)?;
+        Ok(sent + 1)
+    }
+
     /// Addresses, and the TCP_* state, for /proc/net/tcp and TCP_INFO.
     pub(super) fn describe(&self) -> (Option<Endpoint>, Option<Endpoint>, u8) {
         const ESTABLISHED: u8 = 1;
@@ -477,8 +502,8 @@ impl Socket for TcpSocket {
     }
 
     fn send(&self, message: Send<'_, '_>) -> Result<usize> {
-        if message.flags & msg::OOB != 0 {
-            return Err(EOPNOTSUPP);
+        if message.flags & msg::OOB != 0 && message.src.remaining() > 0 {
+            return self.send_urgent(message);
         }
         let patience = self.base.send_patience(message.nonblocking);
         if matches!(self.state.lock().phase, Phase::Connecting) {
@@ -505,7 +530,10 @@ impl Socket for TcpSocket {
 
     fn receive(&self, request: Recv<'_, '_>, into: &mut Received) -> Result<usize> {
         if request.flags & msg::OOB != 0 {
-            return Err(EINVAL);
+            let inline = self.base.options.lock().is_on(so::OOBINLINE);
+            let byte = self.end.incoming.pull_urgent(request.flags & msg::PEEK != 0).filter(|_| !inline);
+            into.flags |= msg::OOB;
+            return request.dst.put(&[byte.ok_or(EINVAL)?]);
         }
         let patience = self.base.receive_patience(request.nonblocking);
         if self.end.outgoing().is_none() {
@@ -547,6 +575,9 @@ impl Socket for TcpSocket {
             return self.base.poll();
         }
         let mut ready = self.end.poll(&self.base, interest) & !poll::WRBAND;
+        if interest & poll::PRI != 0 && self.end.incoming.urgent().0 {
+            ready |= poll::PRI;
+        }
         if self.base.shut() & SHUT_SEND != 0 {
             ready |= OUT;
         }
@@ -558,6 +589,10 @@ impl Socket for TcpSocket {
 
     fn unread(&self) -> Result<usize> {
         if Holder::is_listening(self) { Err(EINVAL) } else { Ok(self.end.incoming.len()) }
+    }
+
+    fn at_mark(&self) -> Result<bool> {
+        Ok(self.end.incoming.urgent().1)
     }
 
     fn unsent(&self) -> Result<usize> {
