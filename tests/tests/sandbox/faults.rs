@@ -199,7 +199,6 @@ fn run_kill_do(platform: &Platform) {
 }
 
 on_sandboxes! {
-    kvm ignored: "kills of a VMM lock the emulated processor up";
     kill_each_process = run_kill_each;
     kill_while_starting = run_kill_while_starting;
     kill_do = run_kill_do;

@@ -131,7 +131,6 @@ fn random_operations_on_a_volume(platform: &Platform) {
 }
 
 on_sandboxes! {
-    kvm ignored: "not yet seen to complete in the emulated machine";
     on_the_root = random_operations_on_the_root;
     on_an_overlay = random_operations_on_an_overlay;
     on_a_volume = random_operations_on_a_volume;

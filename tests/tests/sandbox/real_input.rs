@@ -264,7 +264,6 @@ fn run_is_a_kernel_of_its_own(platform: &Platform) {
 }
 
 on_sandboxes! {
-    kvm ignored: "not yet seen to complete in the emulated machine";
     pipelines = |platform: &Platform| script(platform, SHELLS, PIPELINES);
     subshells = |platform: &Platform| script(platform, SHELLS, SUBSHELLS);
     here_documents = |platform: &Platform| script(platform, SHELLS, HERE_DOCUMENTS);

@@ -51,7 +51,6 @@ fn run_job_control_in_a_terminal(platform: &Platform) {
 }
 
 on_sandboxes! {
-    kvm ignored: "not yet seen to complete in the emulated machine";
     shell_in_a_terminal = run_shell_in_a_terminal;
     job_control_in_a_terminal = run_job_control_in_a_terminal;
 }
