@@ -20,3 +20,8 @@ pub fn has_apparmor() -> bool {
 pub fn has_selinux() -> bool {
     std::path::Path::new("/sys/fs/selinux/enforce").exists()
 }
+
+/// The host's name, which a container without one of its own has too.
+pub fn name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}

@@ -117,7 +117,7 @@ pub fn plan(id: &str, bundle: &Bundle, settings: &Settings) -> Result<Plan> {
     let paths = |list: Option<&Option<Vec<String>>>| list.and_then(|l| l.clone()).unwrap_or_default();
     let container = ContainerConfig {
         id: id.to_owned(),
-        hostname: name(spec.hostname(), "hostname")?,
+        hostname: Some(name(spec.hostname(), "hostname")?).filter(|n| !n.is_empty()).unwrap_or_else(host::name),
         domainname: name(spec.domainname(), "domainname")?,
         process: process_config(process, settings)?,
         mounts: mounts.mounts,

@@ -62,6 +62,14 @@ fn run_what_is_filled_in(platform: &Platform) {
     says(platform, &bundle, "/data/made/here\n/data/home\n2\n");
 }
 
+/// Without a name of its own a container has the host's, as a new uts namespace has.
+fn run_no_hostname(platform: &Platform) {
+    let mut bundle = shell("hostname");
+    bundle.config.as_object_mut().expect("an object").remove("hostname");
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").expect("the host's name");
+    says(platform, &bundle, &name);
+}
+
 fn run_limits(platform: &Platform) {
     let mut bundle = shell("ulimit -n; ulimit -Hn; ulimit -c");
     bundle.config["process"]["rlimits"] = json!([
@@ -395,6 +403,7 @@ on_sandboxes! {
     static_program = run_static_program;
     process_fields = run_process_fields;
     what_is_filled_in = run_what_is_filled_in;
+    no_hostname = run_no_hostname;
     limits = run_limits;
     root_is_written_through = run_root_is_written_through;
     overlay_keeps_the_root = run_overlay_keeps_the_root;
