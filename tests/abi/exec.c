@@ -26,6 +26,43 @@ static void arguments_and_environment(void) {
     EQ(run_helper(argv, envp), 0);
 }
 
+// What runs is not written, and what is written does not run.
+static void busy_text(void) {
+    enter_scratch();
+    find_self();
+    ssize_t n;
+    char block[65536];
+    int from = open(self, O_RDONLY), to = open("copy", O_CREAT | O_WRONLY, 0755);
+    while ((n = read(from, block, sizeof block)) > 0) EQ(write(to, block, n), n);
+    char *argv[] = {"helper:args", "one", "", "three four", NULL}, *envp[] = {"A=1", "B=", "EMPTY", NULL};
+    ERR(execve("copy", argv, envp), ETXTBSY);
+    OK(close(to));
+    int p[2];
+    OK(pipe(p));
+    CHILD_PID(pid) {
+        dup2(p[0], 0);
+        execlp("./copy", "helper:wait", (char *)0);
+        _exit(1);
+    }
+    char exe[600], link[64], want[600];
+    snprintf(link, sizeof link, "/proc/%d/exe", pid);
+    snprintf(want, sizeof want, "%s/copy", scratch);
+    do {
+        sleep_ms(1);
+        n = readlink(link, exe, sizeof exe - 1);
+        if (n > 0) exe[n] = 0;
+    } while (n < 0 || strcmp(exe, want));
+    ERR(open("copy", O_WRONLY), ETXTBSY);
+    ERR(open("copy", O_RDWR | O_TRUNC), ETXTBSY);
+    ERR(truncate("copy", 0), ETXTBSY);
+    // The name is free.
+    OK(rename("copy", "other"));
+    EQ(write(p[1], "x", 1), 1);
+    reap_ok(pid);
+    to = open("other", O_WRONLY);
+    OK(to);
+}
+
 static void close_on_exec(void) {
     char keep[16], gone[16];
     int a = dup(1), b = fcntl(1, F_DUPFD_CLOEXEC, 0);
@@ -234,10 +271,14 @@ static void execveat_call(void) {
 }
 
 static const struct abi_test all[] = {
-    T(arguments_and_environment), T(close_on_exec), T(signals_across_exec), T(script), T(errors), T(corrupt_images), T(too_big),
+    T(arguments_and_environment), T(busy_text), T(close_on_exec), T(signals_across_exec), T(script), T(errors), T(corrupt_images), T(too_big),
     T(auxiliary_vector), T(exec_from_a_thread), T(vfork_exec), T(name_follows_exec), T(execveat_call)};
 
 static int helper(int argc, char **argv, const char *kind) {
+    if (!strcmp(kind, "wait")) {
+        char c;
+        return read(0, &c, 1) != 1;
+    }
     extern char **environ;
     if (!strcmp(kind, "args")) {
         EQ(argc, 4);

@@ -380,6 +380,48 @@ static void locking(void) {
     ERR(mlockall(0), EINVAL);
 }
 
-TESTS(T(anonymous_is_zero), T(errors), T(fixed_replaces), T(holes), T(protections), T(private_file), T(shared_file), T(file_growth_is_seen),
+// Of a range larger than the machine's memory, nobody makes a list.
+static void huge_reservations(void) {
+    size_t len = 1ul << 44;
+    char *p = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED && errno == ENOMEM) return;
+    TRUE(p != MAP_FAILED);
+    p[len / 2] = 1;
+    OK(msync(p, len, MS_ASYNC));
+    unsigned char there[4];
+    OK(mincore(p + len / 2, 4 * 4096, there));
+    EQ(there[0] & 1, 1);
+    OK(madvise(p, len, MADV_NORMAL));
+    FILE *f = fopen("/proc/self/smaps", "r");
+    TRUE(f);
+    char line[300];
+    unsigned long size = 0, largest = 0;
+    while (fgets(line, sizeof line, f))
+        if (sscanf(line, "Size: %lu", &size) == 1 && size > largest) largest = size;
+    fclose(f);
+    TRUE(largest >= len / 1024);
+    OK(munmap(p, len));
+}
+
+static void holes_in_shared_memory(void) {
+    char *p = mmap(NULL, 4 * 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    TRUE(p != MAP_FAILED);
+    memset(p, 7, 4 * 4096);
+    CHILD_PID(pid) {
+        OK(madvise(p + 4096, 2 * 4096, MADV_REMOVE));
+        _exit(0);
+    }
+    reap_ok(pid);
+    EQ(p[4095], 7);
+    EQ(p[4096], 0);
+    EQ(p[3 * 4096 - 1], 0);
+    EQ(p[3 * 4096], 7);
+    char *q = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    ERR(madvise(q, 4096, MADV_REMOVE), EINVAL);
+    // A hint of any value is only a hint.
+    TRUE(mmap((void *)-4097, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) != MAP_FAILED);
+}
+
+TESTS(T(huge_reservations), T(holes_in_shared_memory), T(anonymous_is_zero), T(errors), T(fixed_replaces), T(holes), T(protections), T(private_file), T(shared_file), T(file_growth_is_seen),
       T(shared_anonymous), T(copy_on_write), T(copy_on_write_by_system_call), T(move_and_grow), T(program_break), T(advice), T(sparse),
       T(a_lot), T(many_mappings), T(stack_grows), T(threads_touch_the_same_pages), T(file_truncated_while_read), T(locking))

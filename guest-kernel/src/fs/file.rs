@@ -13,6 +13,7 @@ use bitflags::bitflags;
 
 use super::{
     FileType, Inode, MountFlags, Path, Stat,
+    access::Mark,
     inotify::{event, notify},
     locks, tmpfs,
 };
@@ -221,6 +222,8 @@ pub struct File {
     flags: AtomicU32,
     position: Mutex<u64>,
     pub owner: SpinLock<AsyncOwner>,
+    /// Of a regular file that open(2) opened for writing.
+    _writer: Option<Mark>,
 }
 
 static OPEN: AtomicU64 = AtomicU64::new(0);
@@ -235,6 +238,11 @@ const MAX_OFFSET: u64 = i64::MAX as u64;
 
 impl File {
     pub fn new(ops: Arc<dyn FileOps>, path: Path, flags: OpenFlags) -> Arc<File> {
+        Self::with_mark(ops, path, flags, None)
+    }
+
+    /// As [`File::new`], holding a writer's mark.
+    pub fn with_mark(ops: Arc<dyn FileOps>, path: Path, flags: OpenFlags, writer: Option<Mark>) -> Arc<File> {
         // What only matters to open(2) is not kept.
         let kept = flags
             - (OpenFlags::CREAT
@@ -250,6 +258,7 @@ impl File {
             flags: AtomicU32::new(kept.bits()),
             position: Mutex::new(0),
             owner: SpinLock::new(AsyncOwner::default()),
+            _writer: writer,
         })
     }
 

@@ -6,6 +6,7 @@
 //!
 //! User memory is never copied while a lock is held that a page fault on a file takes (`mm::Pager::fault`).
 
+mod access;
 pub mod anon;
 mod context;
 pub mod dentry;

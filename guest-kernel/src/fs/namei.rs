@@ -4,7 +4,9 @@ use alloc::sync::Arc;
 
 use super::{
     File, FileOps, FileType, Followed, Inode, Last, MountFlags, NewAttr, NewNode, OpenFlags, Path, RenameFlags,
-    Resolve, S_ISGID, S_ISVTX, SetAttr, Walk, dentry, dev,
+    Resolve, S_ISGID, S_ISVTX, SetAttr, Walk,
+    access::Mark,
+    dentry, dev,
     inotify::{self, event},
     permission, pipe,
 };
@@ -159,6 +161,8 @@ pub fn open_checked(found: &Path, flags: OpenFlags) -> Result<Arc<File>> {
     if flags.contains(OpenFlags::PATH) {
         return Ok(File::new(Arc::new(PathOnly), found.clone(), flags));
     }
+    let writes = flags.writable() && inode.file_type() == FileType::Regular;
+    let writer = if writes { Some(Mark::writer(inode)?) } else { None };
     let ops = match inode.file_type() {
         FileType::Regular | FileType::Directory => inode.clone().open(flags)?,
         FileType::Symlink => return Err(ELOOP),
@@ -170,7 +174,7 @@ pub fn open_checked(found: &Path, flags: OpenFlags) -> Result<Arc<File>> {
         },
     };
     inotify::notify(&found.dentry, event::OPEN);
-    Ok(File::new(ops, found.clone(), flags))
+    Ok(File::with_mark(ops, found.clone(), flags, writer))
 }
 
 /// What O_PATH gives: a place, not an open file.
@@ -351,6 +355,7 @@ pub fn truncate(caller: &Caller, path: &Path, size: u64) -> Result<()> {
     }
     want_write(path)?;
     permission::check(&**inode, &caller.creds, permission::WRITE)?;
+    let _writer = Mark::writer(inode)?;
     inode.set_attr(&SetAttr { size: Some(size), ..SetAttr::default() })?;
     inotify::notify(&path.dentry, event::MODIFY);
     Ok(())

@@ -4,6 +4,7 @@ use alloc::{sync::Arc, vec::Vec};
 
 use super::{
     File, FileType, MountFlags, OpenFlags, Path, Resolve,
+    access::Mark,
     namei::{self, Caller},
     permission,
 };
@@ -15,6 +16,8 @@ use crate::{
 
 struct Program {
     file: Arc<File>,
+    /// Nobody may write to it.
+    _mark: Mark,
     root: Path,
 }
 
@@ -35,8 +38,9 @@ pub fn of_file(caller: &Caller, found: &File) -> Result<Arc<dyn ExecFile>> {
         return Err(EACCES);
     }
     permission::check(&**inode, &caller.creds, permission::EXECUTE)?;
+    let mark = Mark::program(inode)?;
     let file = namei::open_checked(place, OpenFlags::empty())?;
-    Ok(Arc::new(Program { file, root: caller.root.clone() }))
+    Ok(Arc::new(Program { file, _mark: mark, root: caller.root.clone() }))
 }
 
 impl ExecFile for Program {

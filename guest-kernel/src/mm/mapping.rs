@@ -301,7 +301,37 @@ impl AddressSpace {
         find(&self.lock(), address).cloned()
     }
 
-    /// Residency of each page of a range, for mincore(2); ENOMEM when something is not mapped.
+    /// ENOMEM unless all of a range is mapped.
+    pub fn check_mapped(&self, start: u64, len: u64) -> Result<()> {
+        let end = checked_range(start, len, ENOMEM)?;
+        covering(&self.lock(), start, end).map(drop)
+    }
+
+    /// Pages of a range that are there.
+    pub fn resident_in(&self, start: u64, end: u64) -> u64 {
+        let mut count = 0;
+        self.lock().table.for_each(start, end, |_, _| count += 1);
+        count
+    }
+
+    /// madvise(MADV_REMOVE): holes in shared objects that may be written.
+    pub fn punch(&self, start: u64, len: u64) -> Result<()> {
+        let end = checked_range(start, len, EINVAL)?;
+        let pieces = covering(&self.lock(), start, end)?;
+        for piece in pieces {
+            let VmaKind::Object { pager, offset } = &piece.kind else { return Err(EINVAL) };
+            if piece.flags.contains(VmaFlags::LOCKED) {
+                return Err(EINVAL);
+            }
+            if piece.is_private() || !piece.prot.contains(Prot::WRITE) {
+                return Err(EACCES);
+            }
+            pager.punch(*offset, offset + piece.len())?;
+        }
+        Ok(())
+    }
+
+    /// Residency of each page of a range, for mincore(2); ENOMEM when something is not mapped. The caller bounds `len`.
     pub fn residency(&self, start: u64, len: u64) -> Result<Vec<u8>> {
         let end = checked_range(start, len, ENOMEM)?;
         let inner = self.lock();

@@ -10,7 +10,10 @@ use core::any::Any;
 use sentry_abi::layout::PAGE_SIZE;
 
 use super::{AddressSpace, FaultError};
-use crate::sync::SpinLock;
+use crate::{
+    errno::{EOPNOTSUPP, Result},
+    sync::SpinLock,
+};
 
 /// Physically contiguous pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +37,11 @@ pub trait Pager: Any + Send + Sync {
 
     /// Device, inode and path for /proc/pid/maps.
     fn identity(&self) -> (u64, u64, String);
+
+    /// Makes a hole of bytes `[start, end)`, whole pages (MADV_REMOVE).
+    fn punch(&self, _start: u64, _end: u64) -> Result<()> {
+        Err(EOPNOTSUPP)
+    }
 
     /// Device, inode and path of what it was mapped by last, for [`Pager::identity`].
     fn set_identity(&self, _device: u64, _inode: u64, _path: String) {}

@@ -267,6 +267,11 @@ impl Pager for SharedPages {
         self.identity.lock().clone()
     }
 
+    fn punch(&self, start: u64, end: u64) -> Result<()> {
+        self.discard(start / PAGE_SIZE, end / PAGE_SIZE);
+        Ok(())
+    }
+
     fn set_identity(&self, device: u64, inode: u64, path: String) {
         let old = core::mem::replace(&mut *self.identity.lock(), (device, inode, path));
         drop(old);

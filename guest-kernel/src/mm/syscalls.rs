@@ -231,15 +231,24 @@ fn msync(cur: &mut Current, addr: u64, length: u64, flags: i32) -> Result<()> {
     if length == 0 {
         return Ok(());
     }
-    cur.mm.residency(addr, length).map(drop)
+    cur.mm.check_mapped(addr, length)
 }
 
 fn mincore(cur: &mut Current, addr: u64, length: u64, vec: UserPtr<u8>) -> Result<()> {
     if length == 0 {
         return if addr.is_multiple_of(PAGE_SIZE) { Ok(()) } else { Err(EINVAL) };
     }
-    let pages = cur.mm.residency(addr, length)?;
-    cur.mm.write(vec.addr, &pages)
+    // In pieces: the range may be larger than the kernel's memory.
+    const PIECE: u64 = 64 << 20;
+    let len = page_align(length).ok_or(ENOMEM)?;
+    let end = addr.checked_add(len).ok_or(ENOMEM)?;
+    let mut at = addr;
+    while at < end {
+        let pages = cur.mm.residency(at, PIECE.min(end - at))?;
+        cur.mm.write(vec.addr.offset((at - addr) / PAGE_SIZE)?, &pages)?;
+        at += PIECE;
+    }
+    Ok(())
 }
 
 fn madvise(cur: &mut Current, addr: u64, length: u64, advice: i32) -> Result<()> {
@@ -255,14 +264,14 @@ fn madvise(cur: &mut Current, addr: u64, length: u64, advice: i32) -> Result<()>
             if len == 0 {
                 Ok(())
             } else {
-                cur.mm.residency(addr, len).map(drop)
+                cur.mm.check_mapped(addr, len)
             }
         }
         _ if len == 0 && matches!(advice, 4 | 8..=11 | 18 | 19 | 22 | 23) => Ok(()),
         // DONTNEED; FREE may keep the content, giving it up at once is allowed.
         4 | 8 => cur.mm.discard(addr, len),
         // REMOVE: a hole in the shared object.
-        9 => Err(EOPNOTSUPP),
+        9 => cur.mm.punch(addr, len),
         10 => cur.mm.set_flags(addr, len, VmaFlags::DONT_FORK, none),
         11 => cur.mm.set_flags(addr, len, none, VmaFlags::DONT_FORK),
         18 => cur.mm.set_flags(addr, len, VmaFlags::WIPE_ON_FORK, none),

@@ -292,8 +292,7 @@ fn smaps(subject: &Subject) -> Result<Vec<u8>> {
     let mut out = String::new();
     for vma in mm.mappings() {
         out.push_str(&map_line(&vma, &layout));
-        let resident =
-            mm.residency(vma.start, vma.len()).map_or(0, |pages| pages.iter().filter(|&&p| p & 1 != 0).count() * 4);
+        let resident = mm.resident_in(vma.start, vma.end) as usize * 4;
         let private = if vma.is_private() { resident } else { 0 };
         let anonymous = if matches!(vma.kind, VmaKind::Anonymous) { resident } else { 0 };
         let rows = [

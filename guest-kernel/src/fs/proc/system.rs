@@ -20,6 +20,7 @@ static ENTRIES: &[Entry] = &[
     text("cmdline", |_| Ok(b"\n".to_vec())),
     text("cpuinfo", cpuinfo),
     text("devices", |_| Ok(DEVICES.as_bytes().to_vec())),
+    text("diskstats", |_| Ok(Vec::new())),
     text("filesystems", |_| Ok(FILESYSTEMS.as_bytes().to_vec())),
     text("interrupts", |_| Ok(interrupts())),
     text("loadavg", loadavg),
