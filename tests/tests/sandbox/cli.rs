@@ -104,6 +104,7 @@ fn every_system_call_has_a_test() {
         ("getdents", &["readdir("]),
         ("getdents64", &["readdir(", "SYS_getdents64"]),
         ("newfstatat", &["fstatat(", "stat("]),
+        ("mq_getsetattr", &["mq_getattr("]),
         ("openat", &["open("]),
         ("openat2", &["openat2"]),
         ("ppoll", &["ppoll("]),
