@@ -67,14 +67,24 @@ fn counter(gpa: u64) -> Option<&'static AtomicU32> {
     REFERENCES.get().map(|t| t.get(((gpa - BASE.load(Relaxed)) / PAGE_SIZE) as usize))
 }
 
+/// Pages of the region. Kernel memory is taken for what applications do, and a limit holds both: they have that much less.
+fn take(order: usize) -> Option<(u32, bool)> {
+    let mut buddy = BUDDY.lock();
+    let free = buddy.free_frames() * PAGE_SIZE;
+    if free < super::kmem::peak() + (PAGE_SIZE << order) {
+        return None;
+    }
+    buddy.alloc(order)
+}
+
 /// Allocates `1 << order` contiguous pages, zeroed, each with one reference. Returns the guest-physical address of the first.
 pub fn alloc(order: usize) -> Result<u64> {
-    let found = BUDDY.lock().alloc(order);
+    let found = take(order);
     let (frame, fresh) = match found {
         Some(found) => found,
         None => {
             reclaim();
-            BUDDY.lock().alloc(order).ok_or(ENOMEM)?
+            take(order).ok_or(ENOMEM)?
         }
     };
     let gpa = BASE.load(Relaxed) + frame as u64 * PAGE_SIZE;

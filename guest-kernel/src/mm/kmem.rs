@@ -1,6 +1,9 @@
 //! Kernel memory in pages: page tables, kernel stacks, slabs of the heap. Never visible to applications.
 
-use core::ptr::NonNull;
+use core::{
+    ptr::NonNull,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
 
 use sentry_abi::{boot::BootParams, layout::PAGE_SIZE};
 
@@ -42,6 +45,19 @@ pub fn reserve(bytes: usize) -> Option<*mut u8> {
 /// Free kernel memory in bytes.
 pub fn free_bytes() -> u64 {
     POOL.lock().buddy.free_frames() * PAGE_SIZE
+}
+
+/// Most bytes that were in use at a time: what the host has given for them, which stays given.
+static PEAK: AtomicU64 = AtomicU64::new(0);
+
+pub fn peak() -> u64 {
+    PEAK.load(Relaxed)
+}
+
+/// Called with the pool locked, after an allocation.
+fn note_peak(buddy: &Buddy) {
+    let used = buddy.total_frames().saturating_sub(buddy.free_frames()) * PAGE_SIZE;
+    PEAK.fetch_max(used, Relaxed);
 }
 
 /// Below this much free kernel memory, applications' requests for new objects are refused with ENOMEM.
@@ -97,6 +113,7 @@ impl KernelPages {
             return hosted::alloc(order);
         }
         let (frame, fresh) = pool.buddy.alloc(order)?;
+        note_peak(&pool.buddy);
         let base = NonNull::new(arch::direct_map(pool.base + frame as u64 * PAGE_SIZE))?;
         Some((KernelPages { base, order }, fresh))
     }
