@@ -158,6 +158,8 @@ fn mounts_are_crossed_both_ways() {
     assert_eq!(mkdir(&c, "m/d"), Ok(()));
     let root = c.root.mount.clone();
     assert_eq!(root.tree().len(), 3);
+    assert_eq!(mount.detach(false), Err(EBUSY));
+    drop(shown);
     mount.detach(false).unwrap();
     assert_eq!(names(&c, "m"), [".", "..", "below"]);
     assert_eq!(root.detach(false), Err(EBUSY));
