@@ -33,6 +33,8 @@ const MAX_PIDS: u32 = 32_768;
 pub const MIN_MEMORY: u64 = 8 << 20;
 /// What of a memory limit is the sandbox's own: the VMM, the gofer, the sentry's memory and what the host keeps for them.
 pub const MEMORY_OVERHEAD: u64 = 16 << 20;
+/// And the most that is added for what the sentry keeps for tasks and files, which grows with the application.
+const MAX_GROWTH: u64 = 256 << 20;
 /// Application memory has 37 bits of guest-physical addresses at most.
 const MAX_MEMORY: u64 = 128 << 30;
 
@@ -164,7 +166,7 @@ pub fn plan(id: &str, bundle: &Bundle, settings: &Settings) -> Result<Plan> {
             hooks,
             subject: Some(Subject::new(id, &bundle.dir, spec.annotations().iter().flatten())),
             roots: mounts.roots.clone(),
-            memory_limit: limits.memory.filter(|_| !settings.ignore_cgroups).map(|m| m + MEMORY_OVERHEAD),
+            memory_limit: limits.memory_with_overhead.filter(|_| !settings.ignore_cgroups),
         },
         cgroup,
         roots: mounts.roots,
@@ -240,18 +242,27 @@ fn devices(devices: &[LinuxDevice]) -> Result<Vec<DeviceNode>> {
 }
 
 struct Limits {
+    /// The application's.
     memory: Option<u64>,
+    memory_with_overhead: Option<u64>,
     pids: Option<u32>,
     cpus: Option<u32>,
 }
 
+/// What of a memory limit is left to the application.
+fn application_memory(limit: u64) -> u64 {
+    limit.saturating_sub(MEMORY_OVERHEAD + (limit / 8).min(MAX_GROWTH)).max(MIN_MEMORY)
+}
+
 fn limits(spec: &Spec) -> Result<Limits> {
-    let mut limits = Limits { memory: None, pids: None, cpus: None };
+    let mut limits = Limits { memory: None, memory_with_overhead: None, pids: None, cpus: None };
     let Some(resources) = spec.linux().as_ref().and_then(|l| l.resources().as_ref()) else { return Ok(limits) };
     // Zero and negative values mean no limit in all of these.
     if let Some(limit) = resources.memory().as_ref().and_then(|m| m.limit()).filter(|l| *l > 0) {
         cgroup::check_memory(limit)?;
-        limits.memory = Some(limit as u64 - MEMORY_OVERHEAD);
+        let limit = limit.unsigned_abs();
+        limits.memory = Some(application_memory(limit));
+        limits.memory_with_overhead = Some(limit);
     }
     if let Some(limit) = resources.pids().as_ref().map(|p| p.limit()).filter(|l| *l > 0) {
         limits.pids = Some(u32::try_from(limit).unwrap_or(u32::MAX).min(MAX_PIDS));
@@ -432,6 +443,6 @@ mod tests {
         let mut json = config(serde_json::json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "args": ["a"]}));
         json["linux"] = serde_json::json!({"resources": {"memory": {"limit": 67108864}, "pids": {"limit": 50}}});
         let plan = plan_of(json).expect("plan");
-        assert_eq!((plan.config.memory_limit, plan.config.pids_limit), ((64 << 20) - MEMORY_OVERHEAD, 50));
+        assert_eq!((plan.config.memory_limit, plan.config.pids_limit), (40 << 20, 50));
     }
 }
