@@ -29,7 +29,7 @@ pub fn create(settings: Settings, matches: &ArgMatches) -> Result<i32> {
 }
 
 /// Whether the container has ended already, so soon that the answer to its start did not come.
-fn has_run(store: &Store, record: &Record) -> bool {
+pub fn has_run(store: &Store, record: &Record) -> bool {
     let Some(process) = record.process else { return false };
     matches!(process.wait(Some(LIMIT)), Ok(true)) && matches!(store.exit_status(&record.id), Ok(Some(_)))
 }

@@ -6,6 +6,7 @@ use devices::control::Client;
 
 use super::{
     container::{Call, Made, Mode},
+    create::has_run,
     delete,
 };
 use crate::{
@@ -21,7 +22,7 @@ pub fn run(settings: Settings, matches: &ArgMatches) -> Result<i32> {
     let store = Store::new(&settings.root);
     if args::is_set(matches, "detach") {
         let mut made = call.make(settings.clone(), Mode::Detached)?;
-        let begun = begin(&mut made, &settings);
+        let begun = begin(&mut made, &settings, &store);
         if let Err(error) = begun.and_then(|()| started(&mut made)) {
             made.undo();
             return Err(error);
@@ -35,7 +36,7 @@ pub fn run(settings: Settings, matches: &ArgMatches) -> Result<i32> {
 }
 
 /// Starts a container, behind the hooks that run beside it.
-fn begin(made: &mut Made, settings: &Settings) -> Result<()> {
+fn begin(made: &mut Made, settings: &Settings, store: &Store) -> Result<()> {
     made.sandbox.ready()?;
     if made.record.hooks.at(Point::StartContainer).is_empty() {
         made.sandbox.start()?;
@@ -44,7 +45,10 @@ fn begin(made: &mut Made, settings: &Settings) -> Result<()> {
     made.sandbox.begun()?;
     let control = made.entry.control_socket();
     inside::run(&made.record, &control, settings)?;
-    Client::connect(&control)?.start(&made.record.id).map_err(InitError::from_control)
+    match Client::connect(&control)?.start(&made.record.id).map_err(InitError::from_control) {
+        Err(error) if !has_run(store, &made.record) => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Records that the container's process runs.
@@ -69,7 +73,7 @@ pub fn foreground(
             made.undo();
             return Err(error);
         }
-    } else if let Err(error) = begin(&mut made, settings) {
+    } else if let Err(error) = begin(&mut made, settings, store) {
         made.undo();
         return Err(error);
     }
