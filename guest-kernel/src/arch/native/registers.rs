@@ -1,6 +1,6 @@
 //! Control registers, MSRs, segment registers and the instructions around them.
 
-use core::arch::asm;
+use core::arch::{asm, global_asm};
 
 use sentry_abi::context::Registers;
 
@@ -45,17 +45,47 @@ pub(super) fn invalidate_page(address: u64) {
     unsafe { asm!("invlpg [{}]", in(reg) address, options(nostack, preserves_flags)) };
 }
 
+global_asm!(
+    ".pushsection .text",
+    ".globl sentry_halt",
+    ".hidden sentry_halt",
+    "sentry_halt:",
+    "    sti",
+    ".globl sentry_halt_hlt",
+    ".hidden sentry_halt_hlt",
+    "sentry_halt_hlt:",
+    "    hlt",
+    ".globl sentry_halt_end",
+    ".hidden sentry_halt_end",
+    "sentry_halt_end:",
+    "    cli",
+    "    ret",
+    ".popsection",
+);
+
+unsafe extern "sysv64" {
+    fn sentry_halt();
+    static sentry_halt_hlt: u8;
+    static sentry_halt_end: u8;
+}
+
 /// Sleeps until an interrupt has been handled.
 pub(super) fn halt_until_interrupt() {
-    // SAFETY: handlers only touch this CPU's pending word and APIC. STI takes effect behind the HLT, so nothing is missed. The
-    // handlers use stacks of their own, but the compiler must not keep anything below the stack pointer: no `nostack`.
-    unsafe { asm!("sti", "hlt", "cli") };
+    // SAFETY: handlers only touch this CPU's pending word and APIC, on stacks of their own. STI takes effect behind the HLT, and
+    // where it did not, `behind_halt` skips the HLT: nothing is missed.
+    unsafe { sentry_halt() };
+}
+
+/// Where an interrupt that came at `rip` returns to. One between the STI and the HLT was to end the HLT: QEMU's SVM forgets at
+/// VMRUN that the STI still holds interrupts back.
+pub(super) fn behind_halt(rip: u64) -> u64 {
+    if rip == &raw const sentry_halt_hlt as u64 { &raw const sentry_halt_end as u64 } else { rip }
 }
 
 /// Handles the interrupts that are waiting, if any.
 #[inline]
 pub(super) fn open_interrupt_window() {
-    // SAFETY: as above.
+    // SAFETY: as above. The compiler must not keep anything below the stack pointer: no `nostack`.
     unsafe { asm!("sti", "nop", "cli") };
 }
 

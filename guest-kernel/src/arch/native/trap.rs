@@ -11,7 +11,7 @@ use sentry_abi::{
 use super::{
     super::copy,
     apic, entry,
-    registers::{read_cr2, read_cr3},
+    registers::{behind_halt, read_cr2, read_cr3},
     set_pending, this, timer, xsave,
 };
 
@@ -54,7 +54,10 @@ pub(super) struct Frame {
 pub(super) extern "sysv64" fn kernel(frame: &mut Frame) {
     match frame.vector as u32 {
         NMI => {}
-        number @ 32.. => interrupt(number),
+        number @ 32.. => {
+            interrupt(number);
+            frame.rip = behind_halt(frame.rip);
+        }
         number => match fixup(frame.rip) {
             Some(rip) => frame.rip = rip,
             None => fault(number, frame),
