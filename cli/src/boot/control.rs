@@ -245,7 +245,12 @@ impl Handler for Control {
             {
                 self.kill(libc::SIGKILL)
             }
-            Request::Signal { signo, .. } if !self.is_started() => self.signal_unstarted(signo),
+            // Another process is a hook's, which ends alone.
+            Request::Signal {
+                target: SignalTarget::Init | SignalTarget::All | SignalTarget::Foreground,
+                signo,
+                ..
+            } if !self.is_started() => self.signal_unstarted(signo),
             Request::Wait { .. } => match self.progress.wait(None, |known| known.status.is_some()).status {
                 Some(status) => Reply::Exited { status },
                 None => Reply::error(libc::EINTR, "the sandbox is ending"),
