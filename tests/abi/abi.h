@@ -158,6 +158,11 @@ struct abi_test {
 static UNUSED int run_tests(const struct abi_test *tests, size_t count, int argc, char **argv) {
     int failed = 0, number = 0;
     setvbuf(stdout, NULL, _IONBF, 0);
+    // What started this may ignore or block signals (nohup, & in a script).
+    sigset_t none;
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
+    for (int s = 1; s < NSIG; s++) signal(s, SIG_DFL);
     for (size_t i = 0; i < count; i++) {
         int wanted = argc < 2;
         for (int a = 1; a < argc; a++) wanted |= !strcmp(argv[a], tests[i].name);

@@ -87,19 +87,36 @@ struct PosixSignal {
     id: AtomicI32,
     process: Weak<Process>,
     notify: Notify,
-    overrun: AtomicI32,
+    /// Overruns of the newest signal, which may not have been taken yet, and of the one before.
+    newest: AtomicI32,
+    before: AtomicI32,
 }
 
 impl PosixTimer {
-    /// Expiries that the last signal stands for besides its own.
+    /// Expiries that the last signal taken stands for besides its own.
     pub fn overrun(&self) -> i32 {
-        self.target.overrun.load(Relaxed)
+        let target = &self.target;
+        if target.update_pending(|_| {}) { target.before.load(Relaxed) } else { target.newest.load(Relaxed) }
     }
 }
 
 impl Drop for PosixTimer {
     fn drop(&mut self) {
         TOTAL.fetch_sub(1, Relaxed);
+    }
+}
+
+impl PosixSignal {
+    /// Changes the timer's signal that waits to be taken; false when there is none.
+    fn update_pending(&self, change: impl FnOnce(&mut SigInfo)) -> bool {
+        let Some(process) = self.process.upgrade() else { return false };
+        let id = self.id.load(Relaxed);
+        let ours = |info: &SigInfo| info.code == code::SI_TIMER && info.fields[0] as u32 as i32 == id;
+        match &self.notify {
+            Notify::Nothing => false,
+            Notify::Process { .. } => process.state.lock().pending.update(ours, change),
+            Notify::Thread { task, .. } => task.upgrade().is_some_and(|task| task.pending.lock().update(ours, change)),
+        }
     }
 }
 
@@ -117,21 +134,14 @@ impl Fire for PosixSignal {
             },
         };
         // A signal of this timer that has not been taken yet counts on.
-        let ours = |info: &SigInfo| info.code == code::SI_TIMER && info.fields[0] as u32 as i32 == id;
-        let mut overrun = count - 1;
-        let more = |info: &mut SigInfo| {
-            overrun = ((info.fields[0] >> 32) as i32).saturating_add(count);
+        let pending = self.update_pending(|info| {
+            let overrun = ((info.fields[0] >> 32) as i32).saturating_add(count);
             *info = SigInfo::timer(signal, id, overrun, value);
-        };
-        let pending = {
-            let mut state = process.state.lock();
-            match &task {
-                Some(task) => task.pending.lock().update(ours, more),
-                None => state.pending.update(ours, more),
-            }
-        };
-        self.overrun.store(overrun, Relaxed);
+            self.newest.store(overrun, Relaxed);
+        });
         if !pending {
+            let overrun = count - 1;
+            self.before.store(self.newest.swap(overrun, Relaxed), Relaxed);
             let info = SigInfo::timer(signal, id, overrun, value);
             let _ = match &task {
                 Some(task) => send::to_task(task, info, Origin::Inside),
@@ -196,7 +206,8 @@ impl ProcessTimers {
             id: AtomicI32::new(id),
             process: Arc::downgrade(process),
             notify,
-            overrun: AtomicI32::new(0),
+            newest: AtomicI32::new(0),
+            before: AtomicI32::new(0),
         });
         TOTAL.fetch_add(1, Relaxed);
         let timer = PosixTimer { interval: Interval::new(clock, target.clone()), target };
