@@ -21,7 +21,7 @@ use crate::{
 const LIMIT: Duration = Duration::from_secs(900);
 /// A loaded host upsets what depends on time. What has not passed is run again in a fresh machine; what fails in each of them
 /// fails.
-const BOOTS: usize = 3;
+const BOOTS: usize = 12;
 
 #[derive(Clone, Debug)]
 pub enum Outcome {

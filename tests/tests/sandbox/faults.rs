@@ -199,6 +199,7 @@ fn run_kill_do(platform: &Platform) {
 }
 
 on_sandboxes! {
+    kvm ignored: "minutes in the emulated machine, which seldom lives as long";
     kill_each_process = run_kill_each;
     kill_while_starting = run_kill_while_starting;
     kill_do = run_kill_do;

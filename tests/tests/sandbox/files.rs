@@ -131,6 +131,7 @@ fn random_operations_on_a_volume(platform: &Platform) {
 }
 
 on_sandboxes! {
+    kvm ignored: "minutes in the emulated machine, which seldom lives as long";
     on_the_root = random_operations_on_the_root;
     on_an_overlay = random_operations_on_an_overlay;
     on_a_volume = random_operations_on_a_volume;

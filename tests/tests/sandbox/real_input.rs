@@ -264,6 +264,7 @@ fn run_is_a_kernel_of_its_own(platform: &Platform) {
 }
 
 on_sandboxes! {
+    kvm ignored: "minutes in the emulated machine, which seldom lives as long";
     pipelines = |platform: &Platform| script(platform, SHELLS, PIPELINES);
     subshells = |platform: &Platform| script(platform, SHELLS, SUBSHELLS);
     here_documents = |platform: &Platform| script(platform, SHELLS, HERE_DOCUMENTS);

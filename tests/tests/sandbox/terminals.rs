@@ -51,6 +51,7 @@ fn run_job_control_in_a_terminal(platform: &Platform) {
 }
 
 on_sandboxes! {
+    kvm ignored: "minutes in the emulated machine, which seldom lives as long";
     shell_in_a_terminal = run_shell_in_a_terminal;
     job_control_in_a_terminal = run_job_control_in_a_terminal;
 }
