@@ -3,28 +3,10 @@
 use std::fs;
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::{PrctlMmMap, configure_virtual_memory_map};
 
 /// Longest command line that is shown.
 const MAX: usize = 4096;
-
-/// `struct prctl_mm_map` of <linux/prctl.h>.
-#[repr(C)]
-struct MemoryMap {
-    start_code: u64,
-    end_code: u64,
-    start_data: u64,
-    end_data: u64,
-    start_brk: u64,
-    brk: u64,
-    start_stack: u64,
-    arg_start: u64,
-    arg_end: u64,
-    env_start: u64,
-    env_end: u64,
-    auxv: u64,
-    auxv_size: u32,
-    exe_fd: u32,
-}
 
 /// Shows `args`. Needs /proc.
 pub fn set(args: &[Vec<u8>]) -> Result<()> {
@@ -47,7 +29,7 @@ pub fn set(args: &[Vec<u8>]) -> Result<()> {
     // For the rest of the process's life.
     let line: &'static [u8] = Box::leak(line.into_boxed_slice());
     let arg_start = line.as_ptr() as u64;
-    let map = MemoryMap {
+    let map = PrctlMmMap {
         start_code: field(26)?,
         end_code: field(27)?,
         start_data: field(45)?,
@@ -60,15 +42,10 @@ pub fn set(args: &[Vec<u8>]) -> Result<()> {
         arg_end: arg_start + line.len() as u64,
         env_start: field(50)?,
         env_end: field(51)?,
-        auxv: 0,
+        auxv: std::ptr::null_mut(),
         auxv_size: 0,
-        exe_fd: u32::MAX,
+        exe_fd: -1,
     };
-    // SAFETY: the kernel reads the structure; what changes is where /proc finds the command line, which lives for ever.
-    let result = unsafe {
-        let (map, size) = (&raw const map, size_of::<MemoryMap>());
-        libc::prctl(libc::PR_SET_MM, libc::PR_SET_MM_MAP, map, size, 0)
-    };
-    ensure!(result == 0, "PR_SET_MM_MAP: {}", std::io::Error::last_os_error());
-    Ok(())
+    // SAFETY: what changes is where /proc finds the command line, which lives for ever.
+    unsafe { configure_virtual_memory_map(&map) }.context("PR_SET_MM_MAP")
 }

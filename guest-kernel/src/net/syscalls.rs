@@ -116,21 +116,9 @@ fn socketpair(cur: &mut Current, domain: i32, kind: Hex, protocol: i32, fds: Use
         return Err(if known { EOPNOTSUPP } else { EAFNOSUPPORT });
     }
     let (a, b) = UnixSocket::pair(unix_kind(kind.0, protocol)?);
-    let files = cur.task.files();
-    let first = cur.install_socket(a, flags)?;
-    let second = match cur.install_socket(b, flags) {
-        Ok(fd) => fd,
-        Err(error) => {
-            drop(files.remove(first));
-            return Err(error);
-        }
-    };
-    if let Err(error) = cur.mm.write_value(fds, &[first, second]) {
-        drop(files.remove(first));
-        drop(files.remove(second));
-        return Err(error);
-    }
-    Ok(())
+    let creds = cur.task.creds();
+    let open = |socket| SocketFile::open(socket, flags & OpenFlags::NONBLOCK, &creds);
+    cur.install_pair(open(a), open(b), flags.contains(OpenFlags::CLOEXEC), fds)
 }
 
 fn bind(cur: &mut Current, fd: Fd, address: UserAddr, len: i32) -> Result<()> {

@@ -116,6 +116,31 @@ impl Current {
         }
         self.task.files().insert(file, close_on_exec, 0, self.fd_limit())
     }
+
+    /// Gives two files descriptors and tells them at `fds`; neither stays when something fails.
+    pub fn install_pair(
+        &self,
+        first: Arc<File>,
+        second: Arc<File>,
+        close_on_exec: bool,
+        fds: UserPtr<[i32; 2]>,
+    ) -> Result<()> {
+        let files = self.task.files();
+        let first = self.install(first, close_on_exec)?;
+        let second = match self.install(second, close_on_exec) {
+            Ok(fd) => fd,
+            Err(error) => {
+                drop(files.remove(first));
+                return Err(error);
+            }
+        };
+        if let Err(error) = self.mm.write_value(fds, &[first, second]) {
+            drop(files.remove(first));
+            drop(files.remove(second));
+            return Err(error);
+        }
+        Ok(())
+    }
 }
 
 fn pipe(cur: &mut Current, fds: UserPtr<[i32; 2]>) -> Result<()> {
@@ -128,22 +153,7 @@ fn pipe2(cur: &mut Current, fds: UserPtr<[i32; 2]>, flags: OpenArg) -> Result<()
         return Err(EINVAL);
     }
     let (read, write) = pipe::pair(flags, &cur.task.creds());
-    let close_on_exec = flags.contains(OpenFlags::CLOEXEC);
-    let first = cur.install(read, close_on_exec)?;
-    let files = cur.task.files();
-    let second = match cur.install(write, close_on_exec) {
-        Ok(fd) => fd,
-        Err(error) => {
-            drop(files.remove(first));
-            return Err(error);
-        }
-    };
-    if let Err(error) = cur.mm.write_value(fds, &[first, second]) {
-        drop(files.remove(first));
-        drop(files.remove(second));
-        return Err(error);
-    }
-    Ok(())
+    cur.install_pair(read, write, flags.contains(OpenFlags::CLOEXEC), fds)
 }
 
 fn memfd_create(cur: &mut Current, name: UserPath, flags: u32) -> Result<i32> {

@@ -95,6 +95,13 @@ impl Family {
         }
     }
 
+    /// As [`Self::parse`], for an address that a socket wants as its own.
+    pub fn parse_local(self, address: &SockAddr) -> Result<Endpoint> {
+        let endpoint = self.parse(address)?;
+        self.check_local(endpoint.ip)?;
+        Ok(endpoint)
+    }
+
     /// Whether a socket may have `ip` as its own: EADDRNOTAVAIL unless it is this host's.
     pub fn check_local(self, ip: Ipv6Addr) -> Result<()> {
         if matches!(self, Family::V6 { only: true }) && ip.to_ipv4_mapped().is_some() {

@@ -362,9 +362,7 @@ impl Socket for TcpSocket {
     }
 
     fn bind(&self, cur: &Current, address: &SockAddr) -> Result<()> {
-        let family = self.options.family();
-        let wanted = family.parse(address)?;
-        family.check_local(wanted.ip)?;
+        let wanted = self.options.family().parse_local(address)?;
         if self.state.lock().lease.is_some() {
             return Err(EINVAL);
         }
